@@ -1,0 +1,364 @@
+"""The text: articles -> sentences -> BPE tokens -> one flat file of token ids -> windows to train on.
+
+prepare() does all of it and keeps the result in a cache folder, so that a second run on the same text starts at once.
+encode() is the way from text to token ids for everything that trains, generates or evaluates.
+"""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import tempfile
+import threading
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from cli import UserError
+
+EOS = "<EOS>"  # ends every sentence
+SAMPLE = Path(__file__).parent / "data" / "articles.jsonl"
+FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
+HUB_PATIENCE = 5  # seconds in which the hub must answer
+CACHE_VERSION = 1  # raised whenever the same text would give other token files, so that old ones are not used
+
+
+# Articles
+
+
+class Articles:
+    """The texts of one column of a table, an article each, as often as they are iterated; empty ones are left out."""
+
+    def __init__(self, table, column: str):
+        self.table, self.column = table, column
+
+    def __iter__(self) -> Iterator[str]:
+        for batch in self.table.iter(batch_size=100):
+            yield from (text for text in batch[self.column] if text and not text.isspace())
+
+
+def load_articles(name: str, column: str) -> Articles:
+    """The articles of a data set of the hub (its split train) or of a local file or folder.
+
+    Raises ConnectionError if the hub cannot be reached and no copy is cached, UserError for whatever else is wrong.
+    """
+    path = Path(name).expanduser()
+    on_hub = False
+    if path.exists():
+        files = sorted(p for p in path.rglob("*") if _format(p)) if path.is_dir() else [path]
+        formats = {_format(p) for p in files}
+        if len(formats) != 1 or None in formats:
+            what = f"files of several formats: {', '.join(sorted(formats))}" if len(formats) > 1 else "no text file"
+            raise UserError(f"{name}: {what}; what can be read is {', '.join(FORMATS)}, also with .xz or .gz behind")
+        source = {"path": formats.pop(), "data_files": [str(p) for p in files]}
+        column = "text" if source["path"] == "text" else column  # what `datasets` calls the lines of a .txt file
+    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not _format(path):
+        source, on_hub = {"path": name}, True
+    else:
+        raise UserError(f"{name}: no such file or folder (and a data set of the hub is called owner/name)")
+
+    import datasets  # here, because it takes a second
+
+    if on_hub and not datasets.config.HF_HUB_OFFLINE and not _hub_answers(name):
+        datasets.config.HF_HUB_OFFLINE = True  # look for a cached copy only, and at once
+    try:
+        table = datasets.load_dataset(**source, split="train")
+    except ConnectionError:
+        raise
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise UserError(f"{name}: the hub has no such data set, or not for you (--dataset)") from error
+    except Exception as error:  # whatever a reader of five formats makes of a broken file
+        cause = error.__cause__ or error
+        raise UserError(f"{name}: cannot be read: {type(cause).__name__}: {cause}") from error
+    if column not in table.column_names:
+        raise UserError(f"{name} has no column {column!r}, only {', '.join(table.column_names)} (--text_column)")
+    if table.features[column].dtype not in ("string", "large_string", "null"):
+        raise UserError(f"{name}: the column {column!r} holds {table.features[column].dtype}, not text (--text_column)")
+    return Articles(table, column)
+
+
+def _format(path: Path) -> str | None:
+    """The reader for a file by its name, .xz and .gz aside; None if there is none."""
+    name = path.name.lower().removesuffix(".xz").removesuffix(".gz")
+    return FORMATS.get(Path(name).suffix)
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the hub sends any answer at all within HUB_PATIENCE; in a thread, since a dead name server hangs longer."""
+    from huggingface_hub import constants, utils
+
+    answered = []
+
+    def ask():
+        try:
+            url = f"{constants.ENDPOINT}/datasets/{name}/resolve/main/README.md"
+            answered.append(utils.get_session().head(url, timeout=HUB_PATIENCE).status_code < 500)
+        except Exception:  # no route, no name, no answer in time, a proxy's refusal: all the same to us
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_PATIENCE + 1)
+    return any(answered)
+
+
+# Sentences
+
+# A full stop after one of these ends no sentence (nor does one after an initial: А. С. Пушкин), ...
+ABBREVIATIONS = set(
+    "адм акад англ араб букв в вв г г-жа г-н ген гг гл гор греч д дер дж доц др е ед изд им исп ит итал кан канд кап кв кит кн "
+    "кол коп куб лат лейт млн млрд н напр нем о об обл обр ов оз ок п пер пл полк польск пос пр прибл прим проф р ред респ "
+    "рис род рр руб рус с сб св см соч ср ст стр т табл тыс ул укр ум ур франц чел чл э яп".split()
+)
+# ... unless one of these words follows, with a capital: they begin sentences and no names.
+OPENINGS = (
+    "а без в во все всего всё да для до его ее если её за здесь и из из-за их как когда который кроме на над но о об однако он "
+    "она они оно от перед по под позже после при с сам сама сегодня со среди так такая такие такой такое также там то тогда у "
+    "через что это эта эти этот я"
+).split()
+BOUNDARY = re.compile(r"(?:(?<![.!?…])(\.)(?![.!?…])|[.!?…]+)[»\"”’')\]]*\s+(?=[«\"„“‘`'(\[—–*-]*\s*[A-ZА-ЯЁ0-9])|[.!?…][»\"”)]*\s*\n\s*|\n\s*\n\s*")
+LAST_WORD = re.compile(r"[\w-]+$")
+NEW_SENTENCE = re.compile(r"[^\w\s]*(?:%s)\s" % "|".join(word.capitalize() for word in OPENINGS))
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text, each with the white space behind it; joined they are the text."""
+    sentences, start = [], 0
+    for match in BOUNDARY.finditer(text):
+        if match[1]:
+            word = LAST_WORD.search(text, max(start, match.start() - 16), match.start())
+            word = word[0] if word else ""
+            initial = len(word) == 1 and word.isupper()
+            if initial or word.lower() in ABBREVIATIONS and not NEW_SENTENCE.match(text, match.end()):
+                continue
+        sentences.append(text[start : match.end()])
+        start = match.end()
+    if start < len(text):
+        sentences.append(text[start:])
+    return sentences
+
+
+# Tokens
+
+# A word with the space before it, a number, punctuation (with the white space that ends a sentence), other white space
+PIECES = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+(?:\s+\z)?|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909): any text is some bytes, so no text is unknown."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator((split_sentences(text) for text in texts), trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer saved at path. Raises UserError if there is none, or none of ours."""
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there: train a model first with  python train.py") from error
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(f"{path} is not a tokenizer: {error}") from error
+    if tokenizer.token_to_id(EOS) is None:
+        raise UserError(f"{path} has no {EOS} token, so it is not one that train.py made")
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The text's token ids with <EOS> after every sentence. Decoded without special tokens they give the text back."""
+    tokenizer.encode_special_tokens = True  # "<EOS>" in a text is five characters, not the end of a sentence
+    eos = tokenizer.token_to_id(EOS)
+    encodings = tokenizer.encode_batch_fast(split_sentences(text))
+    return [i for encoding in encodings for i in (*encoding.ids, eos)]
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[str, list[int]]:
+    """A prompt as generation begins with it, and its token ids behind an <EOS>, as every sentence stands in training.
+
+    <EOS> follows its last sentence only if that is finished; the white space at its end is what the model expects there.
+    """
+    prompt = prompt.encode("utf-8", "replace").decode("utf-8").rstrip()  # broken bytes of a command line become "?"
+    finished = len(split_sentences(prompt + " А")) > len(split_sentences(prompt))
+    prompt += " " if finished else ""
+    ids = encode(tokenizer, prompt)
+    return prompt, [tokenizer.token_to_id(EOS), *(ids if finished else ids[:-1])]
+
+
+class Encoder:
+    """encode() for millions of characters: article -> its token ids as bytes, with a memory for the words met before.
+
+    Where a word or a mark is followed by a space and a word, PIECES always cuts; so what stands between two such places
+    can be encoded once and looked up ever after.
+    """
+
+    CUT = re.compile(r"(?<=[\w,.;:!?»)…])(?= [\w«(—–])")
+    MEMORY = 400_000  # words, some 80 MB; then it begins anew
+
+    def __init__(self, tokenizer: Tokenizer):
+        tokenizer.encode_special_tokens = True
+        self.tokenizer = tokenizer
+        self.code = token_type(tokenizer).char
+        self.eos = array(self.code, [tokenizer.token_to_id(EOS)]).tobytes()
+        self.known = {}
+
+    def __call__(self, article: str) -> bytes:
+        sentences = [self.CUT.split(sentence) for sentence in split_sentences(article)]
+        if len(self.known) > self.MEMORY:
+            self.known.clear()
+        new = [word for word in set().union(*sentences) if word not in self.known]
+        for word, encoding in zip(new, self.tokenizer.encode_batch_fast(new)):
+            self.known[word] = array(self.code, encoding.ids).tobytes()
+        return b"".join(b"".join(map(self.known.__getitem__, words)) + self.eos for words in sentences)
+
+
+def token_type(tokenizer: Tokenizer) -> np.dtype:
+    """What a token id is kept as in a file: uint16, or uint32 where the vocabulary is too large for it."""
+    return np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32)
+
+
+# Files of tokens
+
+
+class Text(NamedTuple):
+    """A text made ready for training."""
+
+    tokenizer: Tokenizer
+    train: np.ndarray  # token ids, memory-mapped
+    val: np.ndarray  # of the held-out articles
+    chars_per_token: float  # of the held-out articles; <EOS> counts as a token
+    key: str  # hash of the text and of whatever else the tokens depend on
+
+
+def prepare(articles: Iterable[str], cache: Path, vocab_size: int, val_fraction: float, tokenizer_chars: int) -> Text:
+    """Train the tokenizer on the articles and encode them, or find both in the cache folder.
+
+    The last val_fraction of the articles (at least one) are held out: neither tokenizer nor model trains on them. Of a
+    text in one piece its last sentences are held out. Raises UserError if there is no text, or no more than a sentence.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    count = chars = 0
+    for article in articles:
+        count, chars = count + 1, chars + len(article)
+        digest.update(article.encode("utf-8", "replace") + b"\0")
+    if count == 1:
+        articles = _in_two(next(iter(articles)), val_fraction)
+        count = 2
+    if not count:
+        raise UserError("the text is empty")
+    digest.update(repr((CACHE_VERSION, vocab_size, val_fraction, tokenizer_chars)).encode())
+    folder = cache / digest.hexdigest()
+    if not (folder / "about.json").exists():
+        num_train = count - max(1, round(count * val_fraction))
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as made:
+            _make(articles, num_train, chars, Path(made), vocab_size, tokenizer_chars)
+            if not folder.exists():
+                os.rename(made, folder)
+                os.mkdir(made)
+    tokenizer = load_tokenizer(folder / "bpe_tokenizer.json")
+    dtype = token_type(tokenizer)
+    about = json.loads((folder / "about.json").read_text())
+    train, val = (np.memmap(folder / f"{part}.bin", dtype=dtype, mode="r") for part in ("train", "val"))
+    return Text(tokenizer, train, val, about["val_chars"] / len(val), folder.name)
+
+
+def _in_two(article: str, val_fraction: float) -> list[str]:
+    """An article cut at the sentence end nearest before its last val_fraction."""
+    sentences = split_sentences(article)
+    if len(sentences) < 2:
+        raise UserError("the text is a single sentence: too little to train on and hold some out")
+    ends = np.cumsum([len(sentence) for sentence in sentences])
+    cut = min(max(1, int(np.searchsorted(ends, len(article) * (1 - val_fraction)))), len(sentences) - 1)
+    return ["".join(sentences[:cut]), "".join(sentences[cut:])]
+
+
+def _make(articles: Iterable[str], num_train: int, chars: int, folder: Path, vocab_size: int, tokenizer_chars: int) -> None:
+    """Write bpe_tokenizer.json, train.bin, val.bin and about.json into the folder."""
+    every = math.ceil(chars / tokenizer_chars)
+    print(f"tokenizer: byte-level BPE, {vocab_size} entries, from {'all' if every == 1 else f'one in {every}'} of the articles")
+    sample = (article for i, article in enumerate(articles) if i < num_train and i % every == 0)
+    tokenizer = train_tokenizer(sample, vocab_size)
+    tokenizer.save(str(folder / "bpe_tokenizer.json"))
+
+    done = val_chars = 0
+    bar = tqdm(total=chars, desc="tokens", unit=" chars", unit_scale=True)
+    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val, bar:
+        for tokens, lengths in _encode_all(articles, chars, tokenizer):
+            for data, length in zip(tokens, lengths):
+                (train if done < num_train else val).write(data)
+                val_chars += 0 if done < num_train else length
+                done += 1
+            bar.update(sum(lengths))
+    (folder / "about.json").write_text(json.dumps({"val_chars": val_chars}))
+
+
+def _encode_all(articles: Iterable[str], chars: int, tokenizer: Tokenizer) -> Iterator[tuple[list[bytes], list[int]]]:
+    """Batches of encoded articles and of their lengths in characters, in order; a long text in all cores at once."""
+    if chars < 2_000_000:  # sooner done than processes started
+        encoder = Encoder(tokenizer)
+        yield from (([encoder(article)], [len(article)]) for article in articles)
+        return
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough
+    with multiprocessing.Pool(initializer=_start_worker, initargs=(tokenizer.to_str(),)) as pool:
+        yield from pool.imap(_encode_batch, _batches(articles))
+
+
+def _batches(articles: Iterable[str], size: int = 500_000) -> Iterator[list[str]]:
+    """Lists of articles of about size characters."""
+    batch, chars = [], 0
+    for article in articles:
+        batch.append(article)
+        chars += len(article)
+        if chars >= size:
+            yield batch
+            batch, chars = [], 0
+    yield batch
+
+
+def _start_worker(tokenizer: str) -> None:
+    global _encoder
+    _encoder = Encoder(Tokenizer.from_str(tokenizer))
+
+
+def _encode_batch(batch: list[str]) -> tuple[list[bytes], list[int]]:
+    return [_encoder(article) for article in batch], [len(article) for article in batch]
+
+
+class TextDataset(torch.utils.data.Dataset):
+    """The tokens cut into windows of max_seq_len that do not overlap; every target is the token one step ahead.
+
+    Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). A tail too short for a window is left out.
+    """
+
+    def __init__(self, tokens: np.ndarray, max_seq_len: int):
+        self.tokens = np.asanyarray(tokens)
+        self.max_seq_len = max_seq_len
+
+    def __len__(self) -> int:
+        return max(0, len(self.tokens) - 1) // self.max_seq_len
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        return self.__getitems__([index % len(self)])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The items of a whole batch, gathered in one go; what a DataLoader asks for."""
+        places = np.asarray(indices)[:, None] * self.max_seq_len + np.arange(self.max_seq_len + 1)
+        windows = torch.from_numpy(self.tokens[places].astype(np.int64))  # (batch, max_seq_len + 1)
+        return list(zip(windows[:, :-1], windows[:, 1:]))

@@ -1,0 +1,29 @@
+"""Every hyperparameter, one a line. Edit it and run again, or override for one run: python train.py --d_model 128"""
+
+# the model
+d_model = 256  # width: numbers in the vector that stands for a token
+num_heads = 4  # attention heads in a layer; d_model / num_heads, a head's size, is even
+num_layers = 4  # blocks, each an attention and an MLP
+max_seq_len = 128  # window: how many tokens the model sees at once
+vocab_size = 5000  # entries of the BPE tokenizer, its 256 bytes and <EOS> included
+dropout = 0.0  # share of activations zeroed while training; more than 0 only for many epochs
+
+# the text
+dataset = "Den4ikAI/russian_cleared_wikipedia"  # a hub data set, or a local file or folder: jsonl, json, txt, csv, parquet, also .xz or .gz
+text_column = "sample"  # the column that holds the text (a .txt file has none: each line is a text)
+val_fraction = 0.02  # share of the articles, the last ones, held out for validation
+tokenizer_chars = 10_000_000  # the tokenizer trains on an even sample of about so many characters of a longer text
+
+# training
+epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows
+sample_epochs = 20.0  # passes over the bundled sample, where it stands in for the hub's text
+batch_size = 16  # windows in a step
+learning_rate = 0.004  # Adam's, at its peak
+warmup = 0.05  # share of the steps in which the rate rises from 0 to its peak
+decay = 0.6  # share of the steps, the last ones, in which the rate falls to 0 in a straight line
+grad_clip = 1.0  # longest gradient, as a norm over all parameters
+adam_beta2 = 0.95  # how long Adam remembers the squares of the gradients
+eval_every = 200  # steps between two validation losses
+eval_windows = 128  # held-out windows that a validation loss is measured on, an even sample
+seed = 0  # of the weights, the order of the windows, and sampling
+out_dir = "."  # where bpe_tokenizer.json, parameters.pt2 and the rest land
