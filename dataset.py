@@ -28,6 +28,8 @@ EOS = "<EOS>"  # ends every sentence
 SAMPLE = Path(__file__).parent / "data" / "articles.jsonl"
 FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
 HUB_PATIENCE = 5  # seconds in which the hub must answer
+POOL_FROM = 2_000_000  # characters from which on it pays to start processes for encoding
+BATCH_CHARS = 500_000  # characters, about, that a process is given at a time
 CACHE_VERSION = 1  # raised whenever the same text would give other token files, so that old ones are not used
 
 
@@ -114,9 +116,10 @@ def _hub_answers(name: str) -> bool:
 
 # A full stop after one of these ends no sentence (nor does one after an initial: А. С. Пушкин), ...
 ABBREVIATIONS = set(
-    "адм акад англ араб букв в вв г г-жа г-н ген гг гл гор греч д дер дж доц др е ед изд им исп ит итал кан канд кап кв кит кн "
-    "кол коп куб лат лейт млн млрд н напр нем о об обл обр ов оз ок п пер пл полк польск пос пр прибл прим проф р ред респ "
-    "рис род рр руб рус с сб св см соч ср ст стр т табл тыс ул укр ум ур франц чел чл э яп".split()
+    "авг адм акад англ апр араб букв в вв г г-жа г-н гг ген гл гор греч д дек дер дж доц др е ед изд им исп ит итал "
+    "кан канд кап кв кит кн кол коп куб лат лейт мар млн млрд н напр нем нояб о об обл обр ов оз ок окт п пер пл полк "
+    "польск пос пр прибл прим проф р ред респ рис род рр руб рус с сб св сен сент см соч ср ст стр т табл тыс укр ул "
+    "ум ур фев февр франц чел чл э янв яп".split()
 )
 # ... unless one of these words follows, with a capital: they begin sentences and no names.
 OPENINGS = (
@@ -193,7 +196,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[str, list[int]]:
     <EOS> follows its last sentence only if that is finished; the white space at its end is what the model expects there.
     """
     prompt = prompt.encode("utf-8", "replace").decode("utf-8").rstrip()  # broken bytes of a command line become "?"
-    finished = len(split_sentences(prompt + " А")) > len(split_sentences(prompt))
+    finished = bool(prompt) and len(split_sentences(prompt + " А")) > len(split_sentences(prompt))
     prompt += " " if finished else ""
     ids = encode(tokenizer, prompt)
     return prompt, [tokenizer.token_to_id(EOS), *(ids if finished else ids[:-1])]
@@ -309,7 +312,7 @@ def _make(articles: Iterable[str], num_train: int, chars: int, folder: Path, voc
 
 def _encode_all(articles: Iterable[str], chars: int, tokenizer: Tokenizer) -> Iterator[tuple[list[bytes], list[int]]]:
     """Batches of encoded articles and of their lengths in characters, in order; a long text in all cores at once."""
-    if chars < 2_000_000:  # sooner done than processes started
+    if chars < POOL_FROM:
         encoder = Encoder(tokenizer)
         yield from (([encoder(article)], [len(article)]) for article in articles)
         return
@@ -318,13 +321,13 @@ def _encode_all(articles: Iterable[str], chars: int, tokenizer: Tokenizer) -> It
         yield from pool.imap(_encode_batch, _batches(articles))
 
 
-def _batches(articles: Iterable[str], size: int = 500_000) -> Iterator[list[str]]:
-    """Lists of articles of about size characters."""
+def _batches(articles: Iterable[str]) -> Iterator[list[str]]:
+    """The articles in lists of about BATCH_CHARS characters."""
     batch, chars = [], 0
     for article in articles:
         batch.append(article)
         chars += len(article)
-        if chars >= size:
+        if chars >= BATCH_CHARS:
             yield batch
             batch, chars = [], 0
     yield batch

@@ -5,6 +5,7 @@ Reads the tokenizer and the weights that train.py left in out_dir, and prints th
 
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -74,6 +75,9 @@ def main() -> None:
             f"bpe_tokenizer.json has {tokenizer.get_vocab_size()} entries, parameters.pt2 is for {model.vocab_size}: "
             "they do not belong together; run  python train.py  again"
         )
+    differ = [f"{name}={value}" for name, value in model.get_extra_state().items() if value != getattr(args, name)]
+    if differ:
+        print(f"parameters.pt2 has {', '.join(differ)}, params.py says otherwise: the file's are used", file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prompt, ids = encode_prompt(tokenizer, args.prompt)
     tokens = model.to(device).generate(
