@@ -343,13 +343,13 @@ def _encode_batch(batch: list[str]) -> tuple[list[bytes], list[int]]:
 
 
 class TextDataset(torch.utils.data.Dataset):
-    """The tokens cut into windows of max_seq_len that do not overlap; every target is the token one step ahead.
+    """The tokens from `first` on, cut into windows of max_seq_len that do not overlap; a short tail is left out.
 
-    Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). A tail too short for a window is left out.
+    Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,): every target is the token one step ahead.
     """
 
-    def __init__(self, tokens: np.ndarray, max_seq_len: int):
-        self.tokens = np.asanyarray(tokens)
+    def __init__(self, tokens: np.ndarray, max_seq_len: int, first: int = 0):
+        self.tokens = np.asanyarray(tokens)[first:]
         self.max_seq_len = max_seq_len
 
     def __len__(self) -> int:

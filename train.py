@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
@@ -143,22 +144,28 @@ def training_step(loss_of, model: LLM, optimizer, rate: float, grad_clip: float,
     return loss.detach()
 
 
-def batches(windows: TextDataset, steps: int, args) -> Iterator[tuple[tqdm, torch.Tensor, torch.Tensor]]:
-    """So many batches, each epoch's windows in an order of its own: (bar of the epoch, input_ids, target_ids)."""
-    per_epoch = steps_in(windows, args.batch_size)
+def steps_in_epoch(tokens: np.ndarray, max_seq_len: int, batch_size: int) -> int:
+    """Full batches in an epoch wherever its windows begin, or one batch that is not full."""
+    return max(1, (len(TextDataset(tokens, max_seq_len)) - 1) // batch_size)
+
+
+def batches(tokens: np.ndarray, steps: int, args) -> Iterator[tuple[tqdm, torch.Tensor, torch.Tensor]]:
+    """So many batches: (progress bar of the epoch, input_ids, target_ids), the tensors (batch_size, max_seq_len).
+
+    What an epoch holds follows from the seed and its number: it cuts the text into windows at places of its own, lest
+    the model learn a small text as so many windows by heart, and takes them in an order of its own.
+    """
+    per_epoch = steps_in_epoch(tokens, args.max_seq_len, args.batch_size)
     num_epochs = math.ceil(steps / per_epoch)
     for epoch in range(num_epochs):
-        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(args.seed + epoch)).tolist()
-        order = order[: min(per_epoch, steps - epoch * per_epoch) * args.batch_size]
-        loader = DataLoader(windows, args.batch_size, sampler=order)
+        random = np.random.default_rng((args.seed, epoch))
+        first = random.integers(args.max_seq_len) if epoch and len(tokens) > 2 * args.max_seq_len else 0
+        windows = TextDataset(tokens, args.max_seq_len, first)
+        order = random.permutation(len(windows))[: min(per_epoch, steps - epoch * per_epoch) * args.batch_size]
+        loader = DataLoader(windows, args.batch_size, sampler=order.tolist())
         with tqdm(loader, f"epoch {epoch + 1}/{num_epochs}", unit=" batches", dynamic_ncols=True) as bar:
             for input_ids, target_ids in bar:
                 yield bar, input_ids, target_ids
-
-
-def steps_in(windows: TextDataset, batch_size: int) -> int:
-    """Full batches in an epoch, or one that is not full; the few windows left over of an epoch's order are not seen."""
-    return max(1, len(windows) // batch_size)
 
 
 def train(model: LLM, text: Text, epochs: float, args, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -166,14 +173,13 @@ def train(model: LLM, text: Text, epochs: float, args, device: torch.device, dty
 
     Returns the name of the signal that ended it early, if one did. Raises UserError if the loss is no longer finite.
     """
-    windows = TextDataset(text.train, args.max_seq_len)
     held_out = TextDataset(text.val, min(args.max_seq_len, len(text.val) - 1))
-    if not len(windows):
+    if len(text.train) <= args.max_seq_len:
         raise cli.UserError(
             f"the text has {len(text.train)} tokens to train on, too few for one window of max_seq_len={args.max_seq_len}: "
             "give it more text or a smaller --max_seq_len"
         )
-    steps = max(1, round(epochs * steps_in(windows, args.batch_size)))
+    steps = max(1, round(epochs * steps_in_epoch(text.train, args.max_seq_len, args.batch_size)))
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
     eager_loss = loss_function(model, device, dtype)
     loss_of = maybe_compiled(eager_loss, steps, device)
@@ -184,7 +190,7 @@ def train(model: LLM, text: Text, epochs: float, args, device: torch.device, dty
     with open(out / "training_log.csv", "w", newline="") as file:
         log = csv.writer(file)
         log.writerow(LOG)
-        for step, (bar, input_ids, target_ids) in enumerate(batches(windows, steps, args), 1):
+        for step, (bar, input_ids, target_ids) in enumerate(batches(text.train, steps, args), 1):
             rate = learning_rate_at(step, steps, args)
             input_ids, target_ids = input_ids.to(device), target_ids.to(device)
             recent.append(training_step(loss_of, model, optimizer, rate, args.grad_clip, input_ids, target_ids))
