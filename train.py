@@ -26,7 +26,7 @@ import params
 from dataset import EOS, SAMPLE, Text, TextDataset, encode_prompt, load_articles, prepare
 from llm import LLM
 
-PROMPTS = ("Столицей Франции является город", "Волга впадает в", "В начале XX века")  # continued at the end
+PROMPTS = ("Столицей Франции является", "Волга впадает в", "В начале XX века")  # continued at the end
 COMPILE_FROM = 1000  # steps
 LOG = "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
 
@@ -255,7 +255,7 @@ def show_samples(model: LLM, text: Text, seed: int) -> None:
     eos = text.tokenizer.token_to_id(EOS)
     for prompt in PROMPTS:
         prompt, ids = encode_prompt(text.tokenizer, prompt)
-        tokens = model.generate(torch.tensor([ids], device=generator.device), 0.7, top_k=50, generator=generator)
+        tokens = model.generate(torch.tensor([ids], device=generator.device), 0.5, top_k=50, generator=generator)
         sentence = itertools.takewhile(lambda token: token != eos, itertools.islice((t.item() for t in tokens), 60))
         print(f"  {prompt}{text.tokenizer.decode(list(sentence))}")
 
