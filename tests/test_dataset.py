@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 import dataset
 from cli import UserError
-from dataset import EOS, SAMPLE, Encoder, TextDataset, encode, encode_prompt, load_articles, prepare, split_sentences
+from dataset import EOS, SAMPLE, Encoder, TextDataset, encode, encode_prompt, load_articles, prepare
+from sentences import split_sentences
 from hub import hub
 
 ARTICLES = [json.loads(line)["sample"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]

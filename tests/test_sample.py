@@ -6,7 +6,8 @@ import re
 from collections import Counter
 
 import params
-from dataset import SAMPLE, split_sentences
+from dataset import SAMPLE
+from sentences import split_sentences
 
 LINES = SAMPLE.read_text(encoding="utf-8").splitlines()
 ARTICLES = [json.loads(line)["sample"] for line in LINES]
