@@ -10,8 +10,10 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import tempfile
 import threading
+import time
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,7 +46,14 @@ class Articles:
         self.table, self.column = table, column
 
     def __iter__(self) -> Iterator[str]:
-        for batch in self.table.iter(batch_size=100):
+        batches = self.table.select_columns(self.column).iter(batch_size=100)
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:  # bytes that are no UTF-8 in a .parquet file, a disk that is gone
+                raise UserError(f"the text cannot be read: {error}") from error
+            if batch is None:
+                return
             yield from (text for text in batch[self.column] if text and not text.isspace())
 
 
@@ -133,17 +142,33 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer saved at path. Raises UserError if there is none, or none of ours."""
+def load_tokenizer(path: Path, model=None) -> Tokenizer:
+    """The tokenizer saved at path. Raises UserError if there is none, none of ours, or not the one of the model (an LLM)."""
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        vocabulary = tokenizer.get_vocab()
+        probe = "Проба: 1 ё 🙂."
+        ids = encode(tokenizer, probe)
+        whole = sorted(vocabulary.values()) == list(range(len(vocabulary)))
+        ours = whole and EOS in vocabulary and vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
+        if not ours or tokenizer.decode(ids) != probe:
+            raise UserError(f"{path} is not a tokenizer that train.py made, or is damaged")
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there: train a model first with  python train.py") from error
-    except Exception as error:  # tokenizers raises plain Exception
+    except (OSError, UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception, or PanicException, which is not even that
         raise UserError(f"{path} is not a tokenizer: {error}") from error
-    if tokenizer.token_to_id(EOS) is None:
-        raise UserError(f"{path} has no {EOS} token, so it is not one that train.py made")
+    if model and (len(vocabulary) != model.vocab_size or model.tokenizer_key not in ("", tokenizer_key(tokenizer))):
+        sizes = f"{len(vocabulary)} entries here, {model.vocab_size} there"
+        raise UserError(f"{path} and parameters.pt2 do not belong together ({sizes}): run  python train.py  again")
     return tokenizer
+
+
+def tokenizer_key(tokenizer: Tokenizer) -> str:
+    """A hash of the vocabulary in the order of its ids: models with the same key mean the same by an id."""
+    vocabulary = tokenizer.get_vocab()
+    return hashlib.blake2b("\n".join(sorted(vocabulary, key=vocabulary.get)).encode(), digest_size=8).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -229,19 +254,37 @@ def prepare(articles: Iterable[str], cache: Path, vocab_size: int, val_fraction:
         raise UserError("the text is empty")
     digest.update(repr((CACHE_VERSION, vocab_size, val_fraction, tokenizer_chars)).encode())
     folder = cache / digest.hexdigest()
-    if not (folder / "about.json").exists():
+    if (made := _open(folder)) is None:
         num_train = count - max(1, round(count * val_fraction))
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as made:
-            _make(articles, num_train, chars, Path(made), vocab_size, tokenizer_chars)
-            if not folder.exists():
-                os.rename(made, folder)
-                os.mkdir(made)
-    tokenizer = load_tokenizer(folder / "bpe_tokenizer.json")
-    dtype = token_type(tokenizer)
-    about = json.loads((folder / "about.json").read_text())
-    train, val = (np.memmap(folder / f"{part}.bin", dtype=dtype, mode="r") for part in ("train", "val"))
-    return Text(tokenizer, train, val, about["val_chars"] / len(val), folder.name)
+        for stale in cache.glob("making-*"):  # of runs that were killed
+            if time.time() - stale.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(stale, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as making:
+            _make(articles, num_train, chars, Path(making), vocab_size, tokenizer_chars)
+            if _open(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.rename(making, folder)
+                os.mkdir(making)
+        made = _open(folder)
+    if made is None:
+        raise UserError(f"{folder} cannot be read back: is the disk full, or another program writing there?")
+    return made
+
+
+def _open(folder: Path) -> Text | None:
+    """What _make() wrote into the folder, or None if it is not there or not as it was written."""
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        tokenizer = load_tokenizer(folder / "bpe_tokenizer.json")
+        train, val = (np.memmap(folder / f"{part}.bin", token_type(tokenizer), "r") for part in ("train", "val"))
+        if (len(train), len(val)) != (about["train_tokens"], about["val_tokens"]):
+            return None
+        if max(train.max(), val.max()) >= tokenizer.get_vocab_size():
+            return None
+        return Text(tokenizer, train, val, about["val_chars"] / len(val), folder.name)
+    except (UserError, ValueError, KeyError, TypeError, FileNotFoundError):
+        return None
 
 
 def _in_two(article: str, val_fraction: float) -> list[str]:
@@ -260,7 +303,7 @@ def _make(articles: Iterable[str], num_train: int, chars: int, folder: Path, voc
     print(f"tokenizer: byte-level BPE, {vocab_size} entries, from {'all' if every == 1 else f'one in {every}'} of the articles")
     sample = (article for i, article in enumerate(articles) if i < num_train and i % every == 0)
     tokenizer = train_tokenizer(sample, vocab_size)
-    tokenizer.save(str(folder / "bpe_tokenizer.json"))
+    (folder / "bpe_tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
     done = val_chars = 0
     bar = tqdm(total=chars, desc="tokens", unit=" chars", unit_scale=True)
@@ -271,7 +314,12 @@ def _make(articles: Iterable[str], num_train: int, chars: int, folder: Path, voc
                 val_chars += 0 if done < num_train else length
                 done += 1
             bar.update(sum(lengths))
-    (folder / "about.json").write_text(json.dumps({"val_chars": val_chars}))
+        about = {"val_chars": val_chars}
+        for name, file in (("train_tokens", train), ("val_tokens", val)):
+            about[name] = file.tell() // token_type(tokenizer).itemsize
+            file.flush()
+            os.fsync(file.fileno())
+    (folder / "about.json").write_text(json.dumps(about))
 
 
 def _encode_all(articles: Iterable[str], chars: int, tokenizer: Tokenizer) -> Iterator[tuple[list[bytes], list[int]]]:
@@ -298,7 +346,10 @@ def _batches(articles: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _start_worker(tokenizer: str) -> None:
+    """Ends with the process that started it, even if that one was killed: otherwise it would wait for work for ever."""
     global _encoder
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     _encoder = Encoder(Tokenizer.from_str(tokenizer))
 
 

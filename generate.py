@@ -69,12 +69,8 @@ def main() -> None:
     cli.check(args, "at least 1", "max_new_tokens num_samples", lambda value: value >= 1)
 
     folder = Path(args.out_dir)
-    model, tokenizer = load_model(folder), load_tokenizer(folder / "bpe_tokenizer.json")
-    if tokenizer.get_vocab_size() != model.vocab_size:
-        raise cli.UserError(
-            f"bpe_tokenizer.json has {tokenizer.get_vocab_size()} entries, parameters.pt2 is for {model.vocab_size}: "
-            "they do not belong together; run  python train.py  again"
-        )
+    model = load_model(folder)
+    tokenizer = load_tokenizer(folder / "bpe_tokenizer.json", model)
     differ = [f"{name}={value}" for name, value in model.get_extra_state().items() if value != getattr(args, name)]
     if differ:
         print(f"parameters.pt2 has {', '.join(differ)}, params.py says otherwise: the file's are used", file=sys.stderr)

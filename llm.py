@@ -12,6 +12,8 @@ Tensor for tensor this is the dense Qwen3 architecture (2025, arXiv:2505.09388).
 In the comments: B sequences in a batch, T tokens in each, S positions attended to, D = d_model, H heads of size d = D / H.
 """
 
+import os
+import zipfile
 from collections.abc import Iterator
 
 import torch
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROTARY_BASE = 10_000.0  # the slowest pair of features turns once in about 2 pi times so many positions
+ARCHITECTURE = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len", "dropout")  # all that makes a model
 NORM_EPS = 1e-6  # keeps RMSNorm finite where all features are zero
 
 
@@ -154,6 +157,7 @@ class LLM(nn.Module):
             raise ValueError(f"d_model={d_model} does not divide into num_heads={num_heads} heads of an even size")
         self.vocab_size, self.d_model, self.num_heads = vocab_size, d_model, num_heads
         self.num_layers, self.max_seq_len, self.dropout = num_layers, max_seq_len, dropout
+        self.tokenizer_key = ""  # of a model from a file: dataset.tokenizer_key() of the tokenizer it was trained with
 
         self.embedding = nn.Embedding(vocab_size, d_model)  # also the output layer
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout) for _ in range(num_layers))
@@ -210,8 +214,7 @@ class LLM(nn.Module):
 
     def get_extra_state(self) -> dict:
         """The architecture, which PyTorch saves in the state_dict beside the weights."""
-        names = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len", "dropout")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ARCHITECTURE}
 
     def set_extra_state(self, state: dict) -> None:
         """Called by load_state_dict. Raises ValueError, naming what differs, if the weights are of another architecture."""
@@ -220,6 +223,7 @@ class LLM(nn.Module):
         if differ:
             pairs = ", ".join(f"{name}={state.get(name)} and not {mine[name]}" for name in differ)
             raise ValueError(f"these weights belong to a model with {pairs}")
+        self.tokenizer_key = state.get("tokenizer", "")
 
     @classmethod
     def load(cls, path) -> "LLM":
@@ -228,11 +232,14 @@ class LLM(nn.Module):
         Raises FileNotFoundError, or ValueError if the file is no state_dict of an LLM, is damaged, or holds not-a-numbers.
         """
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            architecture = state["_extra_state"]
-            rows, columns = state["embedding.weight"].shape
-            fits = (rows, columns) == (architecture["vocab_size"], architecture["d_model"])
-            if not fits or not 0 < architecture["num_layers"] < len(state) or not 0 < architecture["max_seq_len"] < 2**24:
+            state = read_state(path)
+            architecture = {name: state["_extra_state"][name] for name in ARCHITECTURE}
+            shapes = {name: value.shape for name, value in state.items() if name != "_extra_state"}
+            if not 0 < architecture["num_layers"] <= len(shapes) or not 0 < architecture["max_seq_len"] < 2**17:
+                raise ValueError("its architecture is not that of its weights")
+            with torch.device("meta"):  # shapes without memory, to compare before any is taken
+                expected = {name: value.shape for name, value in cls(**architecture).named_parameters()}
+            if shapes != expected or sum(shape.numel() for shape in shapes.values()) > os.path.getsize(path):
                 raise ValueError("its architecture is not that of its weights")
             model = cls(**architecture)
             model.load_state_dict(state)
@@ -262,3 +269,16 @@ def sample(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.
         probabilities = probabilities.masked_fill(before >= top_p, 0)
     choice = torch.multinomial(probabilities, 1, generator=generator)
     return (choice if ids is None else ids.gather(-1, choice)).squeeze(-1)
+
+
+def read_state(path) -> dict:
+    """What torch.save wrote to path, its tensors on the CPU; no code in it is run.
+
+    Raises FileNotFoundError, or another error if the file is no such thing or a bit of its contents has changed.
+    """
+    with zipfile.ZipFile(path) as archive:  # what torch.save writes; torch.load does not look at the checksums
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)

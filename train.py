@@ -1,11 +1,12 @@
 """Train the model of params.py on its text:  python train.py  (--help lists the flags, one for each line of params.py)
 
-Says what it does, step by step, and leaves in out_dir the tokenizer (bpe_tokenizer.json), the weights (parameters.pt2)
-and the curve (training_log.csv). Ctrl-C ends it early, with what it has learned saved.
+Says what it does, step by step, and leaves in out_dir the tokenizer (bpe_tokenizer.json), the weights (parameters.pt2),
+the curve (training_log.csv) and a sentence as the model goes on with it time after time (training_samples.jsonl). Ctrl-C ends
+it early, with what it has learned saved; run again, it goes on from checkpoint.pt. In two processes, each with half of
+every batch:  torchrun --nproc_per_node=2 train.py
 """
 
 import copy
-import csv
 import itertools
 import math
 import shlex
@@ -21,14 +22,16 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import checkpoint
 import cli
+import parallel
 import params
-from dataset import EOS, SAMPLE, Text, TextDataset, encode_prompt, load_articles, prepare
+from dataset import EOS, SAMPLE, Text, TextDataset, encode_prompt, load_articles, prepare, tokenizer_key
 from llm import LLM
 
 PROMPTS = ("Столицей Франции является", "Волга впадает в", "В начале XX века")  # continued at the end
 COMPILE_FROM = 1000  # steps
-LOG = "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
+SAMPLES = 40  # lines of training_samples.jsonl, at most about so many
 
 
 def choose_device() -> tuple[torch.device, torch.dtype]:
@@ -42,7 +45,7 @@ def choose_device() -> tuple[torch.device, torch.dtype]:
 
 
 def load_text(args) -> tuple[Text, str, float]:
-    """The text that args ask for, made ready; its name; and the epochs to train on it. The sample if the hub is out of reach."""
+    """The text that args ask for, made ready; its name; and the epochs to train on it. The sample without the hub."""
     name, epochs = args.dataset, args.epochs
     print(f"text: {name}")
     try:
@@ -102,6 +105,13 @@ def validation_loss(loss_of, model: LLM, windows: TextDataset, batch_size: int, 
     return total / len(chosen)
 
 
+def held_out_loss(model: LLM, text: Text, args, device, dtype: torch.dtype) -> float:
+    """The validation loss of the model as it stands: nats per token."""
+    windows = TextDataset(text.val, min(args.max_seq_len, len(text.val) - 1))
+    loss = loss_function(model, device, dtype)  # not compiled, since it would be once more for these shapes
+    return validation_loss(loss, model, windows, args.batch_size, args.eval_windows, device)
+
+
 def maybe_compiled(loss, steps: int, device: torch.device):
     """loss, through torch.compile if there is a compiler and the run is long enough to win back the time it takes."""
     compiler = device.type == "cuda" or device.type == "cpu" and any(map(shutil.which, ("c++", "g++", "clang++")))
@@ -113,10 +123,11 @@ def maybe_compiled(loss, steps: int, device: torch.device):
 
 def save(model: LLM, text: Text, out: Path) -> None:
     """Write the weights and the tokenizer that belongs to them."""
-    with cli.replacing(out / "bpe_tokenizer.json") as temporary:
-        text.tokenizer.save(str(temporary))
-    with cli.replacing(out / "parameters.pt2") as temporary:
-        torch.save({name: w.cpu() if torch.is_tensor(w) else w for name, w in model.state_dict().items()}, temporary)
+    state = checkpoint.on_cpu(model)
+    state["_extra_state"]["tokenizer"] = tokenizer_key(text.tokenizer)
+    with cli.replacing(out / "bpe_tokenizer.json") as temporary:  # which takes its place after the weights, if nothing failed
+        temporary.write_text(text.tokenizer.to_str(pretty=True), encoding="utf-8")
+        checkpoint.write(out / "parameters.pt2", state)
 
 
 def catch_signals() -> list[str]:
@@ -125,7 +136,7 @@ def catch_signals() -> list[str]:
 
     def note(number, frame):
         came.append(signal.Signals(number).name)
-        tqdm.write(f"{came[-1]}: this step is the last one")
+        tqdm.write(f"{came[-1]}: training stops after this step and is saved")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)
@@ -149,115 +160,165 @@ def steps_in_epoch(tokens: np.ndarray, max_seq_len: int, batch_size: int) -> int
     return max(1, (len(TextDataset(tokens, max_seq_len)) - 1) // batch_size)
 
 
-def batches(tokens: np.ndarray, steps: int, args) -> Iterator[tuple[tqdm, torch.Tensor, torch.Tensor]]:
-    """So many batches: (progress bar of the epoch, input_ids, target_ids), the tensors (batch_size, max_seq_len).
+def batches(
+    tokens: np.ndarray, done: int, steps: int, args, rank: int = 0, count: int = 1
+) -> Iterator[tuple[tqdm, torch.Tensor, torch.Tensor]]:
+    """The batches of the steps after the first `done`: (progress bar of the epoch, input_ids, target_ids).
 
-    What an epoch holds follows from the seed and its number: it cuts the text into windows at places of its own, lest
-    the model learn a small text as so many windows by heart, and takes them in an order of its own.
+    The tensors are (batch_size / count, max_seq_len): the share of process `rank` of `count`. What an epoch holds follows
+    from the seed and its number: it cuts the text into windows at places of its own, lest the model learn a small text as
+    so many windows by heart, and takes them in an order of its own.
     """
     per_epoch = steps_in_epoch(tokens, args.max_seq_len, args.batch_size)
     num_epochs = math.ceil(steps / per_epoch)
-    for epoch in range(num_epochs):
+    for epoch in range(done // per_epoch, num_epochs):
         random = np.random.default_rng((args.seed, epoch))
         first = random.integers(args.max_seq_len) if epoch and len(tokens) > 2 * args.max_seq_len else 0
         windows = TextDataset(tokens, args.max_seq_len, first)
-        order = random.permutation(len(windows))[: min(per_epoch, steps - epoch * per_epoch) * args.batch_size]
-        loader = DataLoader(windows, args.batch_size, sampler=order.tolist())
-        with tqdm(loader, f"epoch {epoch + 1}/{num_epochs}", unit=" batches", dynamic_ncols=True) as bar:
+        order = random.permutation(len(windows))
+        begin, end = max(0, done - epoch * per_epoch), min(per_epoch, steps - epoch * per_epoch)  # steps of the epoch
+        shares = [order[i * args.batch_size : (i + 1) * args.batch_size][rank::count].tolist() for i in range(begin, end)]
+        loader = DataLoader(windows, batch_sampler=shares)
+        name = f"epoch {epoch + 1}/{num_epochs}"
+        with tqdm(loader, name, end, unit=" batches", initial=begin, dynamic_ncols=True, disable=rank > 0) as bar:
             for input_ids, target_ids in bar:
                 yield bar, input_ids, target_ids
 
 
-def train(model: LLM, text: Text, epochs: float, args, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Train for so many epochs and save the weights, writing training_log.csv on the way.
+def train(model: LLM, text: Text, epochs: float, args, device, dtype: torch.dtype, rank: int = 0, count: int = 1) -> str | None:
+    """Train for so many epochs, on from the checkpoint if there is one, and save the weights, writing the log on the way.
 
     Returns the name of the signal that ended it early, if one did. Raises UserError if the loss is no longer finite.
     """
-    held_out = TextDataset(text.val, min(args.max_seq_len, len(text.val) - 1))
+    out = Path(args.out_dir)
+    steps = max(1, round(epochs * steps_in_epoch(text.train, args.max_seq_len, args.batch_size)))
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
+    identity = checkpoint.identity(args, epochs, text.key, tokenizer_key(text.tokenizer))
+    found = parallel.from_first(checkpoint.find(out, identity) if rank == 0 else None)
+    run = checkpoint.restore(found, out, model, optimizer)
+    if run.step:
+        print(f"  goes on from {out / checkpoint.NAME}, after step {run.step:,} of {steps:,}")
+    loss_of = maybe_compiled(loss_function(parallel.wrap(model, device), device, dtype), steps, device)
+    good, status = copy.deepcopy(model.state_dict()) if run.step else None, {}
+    signals, saved = catch_signals(), time.monotonic()
+
+    for bar, input_ids, target_ids in batches(text.train, run.step, steps, args, rank, count):
+        step = run.step + 1
+        rate = learning_rate_at(step, steps, args)
+        torch.manual_seed(args.seed + step * count + rank)  # so that dropout, too, follows from the seed and the step
+        try:
+            loss = training_step(loss_of, model, optimizer, rate, args.grad_clip, input_ids.to(device), target_ids.to(device))
+            run.step = step
+            run.recent.append(parallel.mean(loss))
+        except RuntimeError:
+            if count > 1 and rank == 0 and run.step:  # another process is gone; what this one has done is whole
+                checkpoint.save(out, model, optimizer, run, identity)
+            raise
+        evaluate = step == steps or step % args.eval_every == 0
+        look = evaluate or step % 10 == 0  # to look at a loss, or to ask the other processes, is to wait
+        stop = bool(signals) if count == 1 else look and parallel.mean(torch.tensor(len(signals) * 1.0, device=device)) > 0
+        if not (look or stop):
+            continue
+
+        run.tick()
+        train_loss = torch.stack(run.recent).mean().item()
+        tokens_per_second = len(run.recent) * args.batch_size * args.max_seq_len / run.interval
+        status |= {"loss": f"{train_loss:.3f}", "rate": f"{rate:.1e}", "tokens/s": f"{tokens_per_second:,.0f}"}
+        if not math.isfinite(train_loss):
+            if good and rank == 0:
+                model.load_state_dict(good)
+                save(model, text, out)
+            kept = "the last weights that were good are saved" if good else "nothing is saved"
+            raise cli.UserError(f"the loss at step {step} is {train_loss}; {kept}; try a smaller --learning_rate")
+        if evaluate and rank == 0:
+            val_loss = held_out_loss(model, text, args, device, dtype)
+            bits = val_loss / math.log(2) / text.chars_per_token
+            status |= {"validation": f"{val_loss:.3f}", "bits/char": f"{bits:.3f}"}
+            tokens = step * args.batch_size * args.max_seq_len
+            run.rows.append([step, tokens, run.seconds, train_loss, val_loss, bits, rate, tokens_per_second])
+            if not run.samples or step * SAMPLES // steps > run.samples[-1]["step"] * SAMPLES // steps:
+                run.samples.append({"step": step, "text": continuation(model, text, PROMPTS[0], 20)})
+            checkpoint.write_log(out, run)
+            good = copy.deepcopy(model.state_dict())
+        if evaluate:
+            run.recent, run.interval = [], 0.0
+        bar.set_postfix(status, refresh=False)
+        if rank == 0 and step < steps and (stop or time.monotonic() - saved >= 60 * args.checkpoint_minutes):
+            checkpoint.save(out, model, optimizer, run, identity)
+            saved = time.monotonic()
+        if stop:
+            break
+    if rank == 0:
+        save(model, text, out)
+    if run.step < steps:
+        return (signals or ["a signal"])[0]
+    if rank == 0:
+        checkpoint.finish(out)
+    return None
+
+
+def check_batch(args, text: Text, count: int) -> None:
+    """Raise UserError if there is too little text for a window, or for a batch that `count` processes share."""
     if len(text.train) <= args.max_seq_len:
         raise cli.UserError(
             f"the text has {len(text.train)} tokens to train on, too few for one window of max_seq_len={args.max_seq_len}: "
             "give it more text or a smaller --max_seq_len"
         )
-    steps = max(1, round(epochs * steps_in_epoch(text.train, args.max_seq_len, args.batch_size)))
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
-    eager_loss = loss_function(model, device, dtype)
-    loss_of = maybe_compiled(eager_loss, steps, device)
-    signals = catch_signals()
-
-    out, recent, good, status = Path(args.out_dir), [], None, {}
-    start = since = time.monotonic()
-    with open(out / "training_log.csv", "w", newline="") as file:
-        log = csv.writer(file)
-        log.writerow(LOG)
-        for step, (bar, input_ids, target_ids) in enumerate(batches(text.train, steps, args), 1):
-            rate = learning_rate_at(step, steps, args)
-            input_ids, target_ids = input_ids.to(device), target_ids.to(device)
-            recent.append(training_step(loss_of, model, optimizer, rate, args.grad_clip, input_ids, target_ids))
-            last = step == steps or bool(signals)
-            evaluate = last or step % args.eval_every == 0
-            if not evaluate and step % 10:
-                continue  # to look at a loss is to wait for the device
-
-            train_loss = torch.stack(recent).mean().item()
-            tokens_per_second = len(recent) * input_ids.numel() / (time.monotonic() - since)
-            status |= {"loss": f"{train_loss:.3f}", "rate": f"{rate:.1e}", "tokens/s": f"{tokens_per_second:,.0f}"}
-            if not math.isfinite(train_loss):
-                if good:
-                    model.load_state_dict(good)
-                    save(model, text, out)
-                saved = "the weights of the last validation are saved" if good else "nothing is saved"
-                raise cli.UserError(f"the loss at step {step} is {train_loss}; {saved}; try a smaller --learning_rate")
-            if evaluate:
-                val_loss = validation_loss(eager_loss, model, held_out, args.batch_size, args.eval_windows, device)
-                bits = val_loss / math.log(2) / text.chars_per_token
-                status |= {"validation": f"{val_loss:.3f}", "bits/char": f"{bits:.3f}"}
-                seconds = time.monotonic() - start
-                row = (step, step * input_ids.numel(), seconds, train_loss, val_loss, bits, rate, tokens_per_second)
-                log.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
-                file.flush()
-                good = copy.deepcopy(model.state_dict())
-                recent, since = [], time.monotonic()
-            bar.set_postfix(status, refresh=False)
-            if signals:
-                break
-    save(model, text, out)
-    return signals[0] if signals else None
+    if count > 1 and len(TextDataset(text.train, args.max_seq_len)) <= args.batch_size:
+        raise cli.UserError(f"the text is too short for {count} processes to share batches of --batch_size {args.batch_size}")
 
 
 def main() -> None:
     args = cli.parse(cli.parser(__doc__))
-    out = Path(args.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    text, name, epochs = load_text(args)
+    with parallel.together() as (rank, count):
+        if args.batch_size % count:
+            raise cli.UserError(f"--batch_size {args.batch_size} does not divide among {count} processes")
+        out = Path(args.out_dir)
+        out.mkdir(parents=True, exist_ok=True)
+        lock = checkpoint.lock(out) if rank == 0 else None  # held for as long as this name lives
+        began = time.monotonic()
+        with parallel.one_first():
+            text, name, epochs = load_text(args)
+        check_batch(args, text, count)
 
-    torch.manual_seed(args.seed)
-    device, dtype = choose_device()
-    vocab_size = text.tokenizer.get_vocab_size()  # a small text may not have pairs enough for args.vocab_size
-    model = LLM(vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len, args.dropout)
-    describe(model)
-    print(f"training: {epochs:g} epochs on {device}, matrix products in {str(dtype).removeprefix('torch.')}")
-    ended = train(model.to(device), text, epochs, args, device, dtype)
+        torch.manual_seed(args.seed)
+        device, dtype = choose_device()
+        vocab_size = text.tokenizer.get_vocab_size()  # a small text may not have pairs enough for args.vocab_size
+        model = LLM(vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len, args.dropout)
+        describe(model)
+        where = f"{device} in {count} processes" if count > 1 else device
+        print(f"training: {epochs:g} epochs on {where}, matrix products in {str(dtype).removeprefix('torch.')}")
+        ended = train(model.to(device), text, epochs, args, device, dtype, rank, count)
 
-    print(f"{'ended early by ' + ended if ended else 'done'} after {(time.monotonic() - began) / 60:.1f} minutes")
-    print(f"trained on {name}")
-    print(f"saved {out / 'parameters.pt2'} and {out / 'bpe_tokenizer.json'}")
-    if not ended:
-        show_samples(model.eval(), text, args.seed)
-    where = "" if args.out_dir == params.out_dir else f" --out_dir {shlex.quote(args.out_dir)}"
-    print(f'next: python generate.py "{PROMPTS[1]}"{where}')
+        print(f"{'ended early by ' + ended if ended else 'done'} after {(time.monotonic() - began) / 60:.1f} minutes")
+        print(f"trained on {name}")
+        print(f"saved {out / 'parameters.pt2'} and {out / 'bpe_tokenizer.json'}")
+        where = "" if args.out_dir == params.out_dir else f" --out_dir {shlex.quote(args.out_dir)}"
+        if ended:
+            print("run again to go on from here")
+        elif rank == 0:
+            show_samples(model.eval(), text, args.seed)
+        print(f'next: python generate.py "{PROMPTS[1]}"{where}')
+
+
+def continuation(model: LLM, text: Text, prompt: str, most: int, temperature: float = 0.0, generator=None) -> str:
+    """The prompt as the model goes on with it, to the end of the sentence or for `most` tokens; the likeliest, or drawn."""
+    training = model.training
+    eos = text.tokenizer.token_to_id(EOS)
+    prompt, ids = encode_prompt(text.tokenizer, prompt)
+    ids = torch.tensor([ids], device=model.embedding.weight.device)
+    tokens = model.eval().generate(ids, temperature, top_k=50, generator=generator)
+    sentence = itertools.takewhile(lambda token: token != eos, itertools.islice((t.item() for t in tokens), most))
+    line = prompt + text.tokenizer.decode(list(sentence))
+    model.train(training)
+    return line
 
 
 def show_samples(model: LLM, text: Text, seed: int) -> None:
     """Print a continuation of each of PROMPTS, to the end of the sentence."""
     generator = torch.Generator(model.embedding.weight.device).manual_seed(seed)
-    eos = text.tokenizer.token_to_id(EOS)
     for prompt in PROMPTS:
-        prompt, ids = encode_prompt(text.tokenizer, prompt)
-        tokens = model.generate(torch.tensor([ids], device=generator.device), 0.5, top_k=50, generator=generator)
-        sentence = itertools.takewhile(lambda token: token != eos, itertools.islice((t.item() for t in tokens), 60))
-        print(f"  {prompt}{text.tokenizer.decode(list(sentence))}")
+        print(f"  {continuation(model, text, prompt, 60, 0.5, generator)}")
 
 
 if __name__ == "__main__":
