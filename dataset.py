@@ -33,6 +33,7 @@ FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".p
 HUB_PATIENCE = 5  # seconds in which the hub must answer
 POOL_FROM = 2_000_000  # characters from which on it pays to start processes for encoding
 BATCH_CHARS = 500_000  # characters, about, that a process is given at a time
+LONGEST = 5000  # characters of a sentence that the tokenizer trains on in one piece
 CACHE_VERSION = 1  # raised whenever the same text would give other token files, so that old ones are not used
 
 
@@ -138,8 +139,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator((split_sentences(text) for text in texts), trainer)
+    tokenizer.train_from_iterator(map(_short_pieces, texts), trainer)
     return tokenizer
+
+
+def _short_pieces(text: str) -> list[str]:
+    """The sentences, cut where longer than LONGEST: on words of millions of letters the tokenizer would train for hours."""
+    return [s[i : i + LONGEST] for s in split_sentences(text) for i in range(0, len(s), LONGEST)]
 
 
 def load_tokenizer(path: Path, model=None) -> Tokenizer:
