@@ -1,7 +1,7 @@
 """Every hyperparameter, one a line. Edit it and run again, or override for one run: python train.py --d_model 128"""
 
 # the model
-d_model = 192  # width: numbers in the vector that stands for a token
+d_model = 256  # width: numbers in the vector that stands for a token
 num_heads = 4  # attention heads in a layer; d_model / num_heads, a head's size, is even
 num_layers = 4  # blocks, each an attention and an MLP
 max_seq_len = 128  # window: how many tokens the model sees at once
@@ -16,7 +16,7 @@ tokenizer_chars = 10_000_000  # the tokenizer trains on an even sample of about 
 
 # training
 epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows
-sample_epochs = 24.0  # passes over the bundled sample, where it stands in for the hub's text
+sample_epochs = 18.0  # passes over the bundled sample, where it stands in for the hub's text
 batch_size = 16  # windows in a step
 learning_rate = 0.004  # Adam's, at its peak
 warmup = 0.05  # share of the steps in which the rate rises from 0 to its peak
