@@ -31,7 +31,7 @@ PREPOSITIONS = {  # and the cases after them, rare ones left out: a form that fi
 ALSO = {"по": ["accs", "loct"], "о": ["accs"], "об": ["accs"], "между": ["gent"], "с": ["accs"], "со": ["accs"]}  # rare
 RARE = {*"V-oy V-ey V-ie V-bi V-be V-en V-ej V-sh Arch Infr Slng Dist Erro Supr".split()}  # forms like землёю
 RUSSIAN = re.compile(r"[а-яё]+(?:-[а-яё]+)*", re.IGNORECASE)
-MOST = 3000  # words that are asked for, an even sample of a longer text's
+MOST = 2000  # words that are asked for, an even sample of a longer text's
 
 
 class Target(NamedTuple):
