@@ -1,0 +1,360 @@
+"""How fast is it, beside what else and how far from the limit:  python bench.py
+
+Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns: another
+process may slow a round down, but seldom one side alone. It calls the steps of train.py and generate.py themselves.
+Peers, where they are at hand: GPT-2 of `transformers` as its documentation trains and generates, and with --nanogpt FOLDER
+a clone of karpathy/nanoGPT, its model compiled in bf16 and its own sampling loop. The text is that of --dataset.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+import cli
+from dataset import SAMPLE, Encoder, load_articles, prepare, train_tokenizer
+from llm import LLM
+from sentences import split_sentences
+from train import choose_device, loss_function, maybe_compiled, training_step
+
+ROUNDS = 3
+STEPS = 10  # training steps in a round
+TRAIN = Path(__file__).with_name("train.py")
+
+synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+
+
+def median_of_turns(sides: dict) -> dict[str, float]:
+    """Seconds that each side, a function without arguments, takes: the median of ROUNDS rounds, in which they take turns."""
+    taken = {name: [] for name in sides}
+    for name, side in sides.items():
+        side()  # once to warm up
+    for _ in range(ROUNDS):
+        for name, side in sides.items():
+            synchronize()
+            start = time.perf_counter()
+            side()
+            synchronize()
+            taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def row(figure: str, ours: float, unit: str, peer=None, beside="", limit=None, of="") -> dict:
+    """A line of the table: ours and the peer's figure in units, their ratio, and the share of the limit."""
+    ratio = ours / peer if peer else None
+    share = ours / limit if limit else None
+    return dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, ratio=ratio, limit=limit, of=of, share=share)
+
+
+def new_model(args, **changed) -> LLM:
+    """An LLM of the sizes in args, on the device, with weights that are not zero."""
+    names = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len")
+    torch.manual_seed(args.seed)
+    model = LLM(**{name: getattr(args, name) for name in names} | changed)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.to(choose_device()[0])
+
+
+# Training
+
+
+def flops_per_token(model: LLM) -> int:
+    """Floating-point operations of a training step per token: 6 N + 12 L T D (Chowdhery et al. 2022, arXiv:2204.02311, B).
+
+    N counts the weights of the matrix products, the output layer's among them: two operations forward, four backward.
+    Attention multiplies each query with T keys and mixes T values; what the causal mask hides is computed too.
+    """
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    return 6 * weights + 12 * model.num_layers * model.max_seq_len * model.d_model
+
+
+def our_steps(args, compiled=True, count=STEPS, **changed):
+    """A function that makes `count` steps of train.py on random tokens."""
+    device, dtype = choose_device()
+    batch_size = changed.pop("batch_size", args.batch_size)
+    model = new_model(args, **changed)
+    loss = loss_function(model, device, dtype)
+    with contextlib.redirect_stdout(io.StringIO()):
+        loss = maybe_compiled(loss, 10**9 if compiled else 0, device)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
+    ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
+
+    def steps():
+        for _ in range(count):
+            training_step(loss, model, optimizer, 1e-4, args.grad_clip, ids[:, :-1], ids[:, 1:])
+
+    return steps
+
+
+def gpt2_model(args):
+    from transformers import GPT2Config, GPT2LMHeadModel, logging
+
+    logging.set_verbosity_error()
+    config = GPT2Config(
+        vocab_size=args.vocab_size, n_positions=args.max_seq_len, n_embd=args.d_model, n_layer=args.num_layers,
+        n_head=args.num_heads, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).to(choose_device()[0])
+
+
+def gpt2_steps(args):
+    """The loop that the documentation of transformers shows: AdamW, a linear schedule, float32."""
+    from transformers import get_scheduler
+
+    model = gpt2_model(args).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=10**6)
+    ids = torch.randint(args.vocab_size, (args.batch_size, args.max_seq_len), device=model.device)
+
+    def steps():
+        for _ in range(STEPS):
+            outputs = model(input_ids=ids, labels=ids)
+            outputs.loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+
+    return steps
+
+
+def nanogpt_model(folder: str, args):
+    sys.path.insert(0, folder)
+    from model import GPT, GPTConfig
+
+    sizes = dict(n_layer=args.num_layers, n_head=args.num_heads, n_embd=args.d_model, block_size=args.max_seq_len)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return GPT(GPTConfig(vocab_size=args.vocab_size, dropout=0.0, bias=False, **sizes)).to(choose_device()[0])
+
+
+def nanogpt_steps(folder: str, args):
+    """nanoGPT's training step as its train.py makes it, compiled, in bf16 autocast."""
+    model = nanogpt_model(folder, args)
+    device, dtype = choose_device()
+    with contextlib.redirect_stdout(io.StringIO()):
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
+    compiled = torch.compile(model)
+    ids = torch.randint(args.vocab_size, (args.batch_size, args.max_seq_len + 1), device=device)
+
+    def steps():
+        for _ in range(STEPS):
+            with torch.amp.autocast(device.type, dtype):
+                _, loss = compiled(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return steps
+
+
+def product_steps(args):
+    """The matrix products of STEPS training steps and nothing else: each forward, and backward for both its factors."""
+    device, dtype = choose_device()
+    model = new_model(args)
+    rows, T, heads = args.batch_size * args.max_seq_len, args.max_seq_len, args.batch_size * args.num_heads
+    weights = [p.detach().to(dtype) for p in model.parameters() if p.dim() == 2]
+    inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for p in weights for size in p.shape}
+    q = torch.randn(heads, T, args.d_model // args.num_heads, device=device, dtype=dtype)
+    scores = torch.randn(heads, T, T, device=device, dtype=dtype)
+
+    def steps():
+        for _ in range(STEPS):
+            for w in weights:
+                x, y = inputs[w.shape[1]], inputs[w.shape[0]]
+                F.linear(x, w), y @ w, y.T @ x
+            for _ in range(args.num_layers):
+                for _ in range(3):  # queries with keys, and its two backward products; as many to mix the values
+                    q @ q.transpose(-2, -1), scores @ q
+
+    return steps
+
+
+def bench_training(args) -> list[dict]:
+    tokens = STEPS * args.batch_size * args.max_seq_len
+    sides = {"ours": our_steps(args), "eager": our_steps(args, compiled=False), "products": product_steps(args)}
+    with contextlib.suppress(ImportError):
+        sides["gpt2"] = gpt2_steps(args)
+    if args.nanogpt:
+        sides["nanogpt"] = nanogpt_steps(args.nanogpt, args)
+    rate = {name: tokens / seconds for name, seconds in median_of_turns(sides).items()}
+    limit = rate["products"], "its matrix products alone"
+    peers = {"eager": "ours, not compiled", "gpt2": "transformers GPT-2, float32 loop", "nanogpt": "nanoGPT, compiled, bf16"}
+    rows = [row("training", rate["ours"], "tokens/s", rate[peer], of, *limit) for peer, of in peers.items() if peer in rate]
+    flops = flops_per_token(new_model(args))
+    rows.append(row(f"training, {flops / 1e6:.1f} MFLOP a token", flops * rate["ours"] / 1e9, "GFLOP/s"))
+    return rows + [row("training, peak memory", peak_memory(), "MiB")]
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held so far, MiB: the GPU's if there is one."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def bench_growth(args) -> list[dict]:
+    """How the step time grows from half of a size to twice as much: the exponent, not compiled."""
+    rows = []
+    for name in ("d_model", "num_layers", "max_seq_len", "batch_size"):
+        value = getattr(args, name)
+        sides = {size: our_steps(args, False, 4, **{name: size}) for size in (max(1, value // 2), value * 2)}
+        seconds = median_of_turns(sides)
+        sizes = sorted(seconds)
+        exponent = math.log(seconds[sizes[-1]] / seconds[sizes[0]]) / math.log(sizes[-1] / sizes[0])
+        rows.append(row(f"step time grows as {name} to the power", exponent, ""))
+    return rows
+
+
+# Generation
+
+
+def bench_generation(args) -> list[dict]:
+    """The first token, tokens with cached keys and values, and with the window full all along."""
+    device, rows, peers = choose_device()[0], [], {}
+    model = new_model(args).eval().columnwise()
+    with contextlib.suppress(ImportError):
+        peers["transformers GPT-2 with cache"] = gpt2_model(args).eval()
+    if args.nanogpt:
+        peers["nanoGPT's sampling loop"] = nanogpt_model(args.nanogpt, args).eval()
+    # A token reads every weight once: what that takes at least, a sum over as many numbers shows.
+    weights = torch.randn(sum(p.numel() for p in model.parameters()), device=device)
+    greedy = dict(do_sample=False, use_cache=True, pad_token_id=0)
+    jobs = (("first token", 28, 1), ("after 28 tokens", 28, 100), ("window full", args.max_seq_len, 20))
+    for streams, (of, peer), (name, length, count) in itertools.product((1, 16), peers.items() or [("", None)], jobs):
+        if peer and (of[0] == "n") != (name == "window full"):
+            continue  # one peer has a cache, the other forms a whole window anew for each token
+        ids = torch.randint(1, args.vocab_size, (streams, min(length, args.max_seq_len)), device=device)
+        ours = 3 * count if name == "window full" else count  # so that the window's moving on has its share
+        sides = {
+            "ours": lambda ids=ids, n=ours: list(itertools.islice(model.generate(ids, temperature=0), n)),
+            "read": lambda: [weights.sum() for _ in range(100)],
+        }
+        if "GPT-2" in of:
+            sides["peer"] = lambda ids=ids, n=count: peer.generate(ids, max_new_tokens=n, min_new_tokens=n, **greedy)
+        elif peer:
+            sides["peer"] = lambda ids=ids, n=count: peer.generate(ids, n)
+        seconds = median_of_turns(sides)
+        rate = streams * count / seconds["peer"] if peer else None
+        figures = streams * ours / seconds["ours"], "tokens/s", rate, of, streams * 100 / seconds["read"], "reading the weights"
+        rows.append(row(f"generation, {streams} at once, {name}", *figures))
+    return rows
+
+
+# Text
+
+
+def bench_text(args) -> list[dict]:
+    rows = []
+    articles = list(load_articles(args.dataset, args.text_column))
+    chars = sum(map(len, articles))
+    sample = articles[:: math.ceil(chars / args.tokenizer_chars)]
+    encoder = Encoder(train_tokenizer(articles[:100], args.vocab_size))
+    for name, texts, job in (
+        ("sentence splitting, one core", articles, lambda: [split_sentences(article) for article in articles]),
+        ("tokenizer training", sample, lambda: train_tokenizer(sample, args.vocab_size)),
+        ("splitting and encoding, one core", articles, lambda: [encoder(article) for article in articles]),
+    ):
+        start = time.perf_counter()
+        job()
+        rows.append(row(name, sum(map(len, texts)) / (time.perf_counter() - start) / 1e6, "Mchar/s"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.jsonl"
+        first = None
+        for times in (1, 4, 16):
+            with open(path, "w", encoding="utf-8") as file:
+                for _ in range(times):
+                    file.writelines(json.dumps({"sample": article}) + "\n" for article in articles)
+            peak, seconds = alone(text_peak, str(path), folder, args)
+            first, name = first or peak, f"file to tokens, all cores, {times}x the text"
+            rows.append(row(name, chars * times / seconds / 1e6, "Mchar/s"))
+            rows.append(row(name + ": peak memory", peak, "MiB", first, "at 1x"))
+        for name in ("cold", "warm"):
+            rows.append(row(f"time to the first training step, {name}", first_step(args, Path(folder)), "s"))
+    return rows
+
+
+def text_peak(path: str, folder: str, args) -> tuple[float, float]:
+    """Peak memory (MiB) of this process while it makes the text of a file ready for training, and the seconds it takes."""
+    os.environ["HF_DATASETS_CACHE"] = folder  # which `datasets` reads when it is imported: its copies go when the folder goes
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder) as cache, contextlib.redirect_stdout(io.StringIO()):
+        prepare(load_articles(path, "sample"), Path(cache), args.vocab_size, args.val_fraction, args.tokenizer_chars)
+    return peak_memory(), time.perf_counter() - start
+
+
+def first_step(args, folder: Path) -> float:
+    """Seconds from starting train.py to its first step done, that is to the first row of its log."""
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+    log = folder / "run" / "training_log.csv"
+    log.unlink(missing_ok=True)
+    flags = {name: getattr(args, name) for name in ("dataset", "text_column")}
+    flags |= {"out_dir": log.parent, "eval_every": 1, "eval_windows": 1}
+    command = [sys.executable, str(TRAIN), *(f"--{name}={value}" for name, value in flags.items())]
+    start = time.perf_counter()
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while run.poll() is None and not log.exists():
+        time.sleep(0.05)
+    seconds = time.perf_counter() - start
+    run.kill()
+    run.wait()
+    return seconds
+
+
+def alone(job, *arguments):
+    """job(*arguments) in a process of its own, so that its memory is its own and what it compiled is gone."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(job, *arguments).result()
+
+
+def show(rows: list[dict]) -> None:
+    for r in rows:
+        numbers = (r[key] for key in ("ours", "peer", "ratio", "limit"))
+        ours, peer, ratio, limit = ("" if n is None else f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in numbers)
+        share = "" if r["share"] is None else f"{r['share']:.0%}"
+        notes = "; ".join(note for note in (r["beside"], r["of"]) if note)
+        print(f"{r['figure']:<54}{ours:>9} {r['unit']:<9}{peer:>8}{ratio:>7}{limit:>9}{share:>6}  {notes}")
+
+
+def main() -> None:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a clone of karpathy/nanoGPT to measure beside [none]")
+    args = cli.parse(parser)
+    if args.nanogpt and not (Path(args.nanogpt) / "model.py").exists():
+        raise cli.UserError(f"--nanogpt {args.nanogpt}: there is no model.py in it")
+    try:
+        load_articles(args.dataset, args.text_column)
+    except ConnectionError:
+        print("the Hugging Face hub cannot be reached, so the bundled sample stands in")
+        args.dataset, args.text_column = str(SAMPLE), "sample"
+    device, dtype = choose_device()
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    machine = f"{machine}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
+    print(machine)
+    print(f"{'figure':<54}{'ours':>9} {'unit':<9}{'peer':>8}{'ratio':>7}{'limit':>9}{'share':>6}  peer; limit")
+    rows = []
+    for part in (bench_training, bench_generation, bench_growth, bench_text):
+        new = part(args) if part is bench_text else alone(part, args)  # bench_text starts processes of its own
+        show(new)
+        rows += new
+    out = Path(args.out_dir) / "bench.json"
+    with cli.replacing(out) as temporary:
+        temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
+    print(f"saved {out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
