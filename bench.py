@@ -1,7 +1,7 @@
 """How fast is it, beside what else and how far from the limit:  python bench.py
 
-Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns: another
-process may slow a round down, but seldom one side alone. It calls the steps of train.py and generate.py themselves.
+Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns, lest
+another process slow one side down alone. It calls the steps of train.py and generate.py themselves.
 Peers, where they are at hand: GPT-2 of `transformers` as its documentation trains and generates, and with --nanogpt FOLDER
 a clone of karpathy/nanoGPT, its model compiled in bf16 and its own sampling loop. The text is that of --dataset.
 """
@@ -13,11 +13,13 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -55,9 +57,8 @@ def median_of_turns(sides: dict) -> dict[str, float]:
 
 def row(figure: str, ours: float, unit: str, peer=None, beside="", limit=None, of="") -> dict:
     """A line of the table: ours and the peer's figure in units, their ratio, and the share of the limit."""
-    ratio = ours / peer if peer else None
-    share = ours / limit if limit else None
-    return dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, ratio=ratio, limit=limit, of=of, share=share)
+    shares = dict(ratio=ours / peer if peer else None, share=ours / limit if limit else None)
+    return dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, limit=limit, of=of) | shares
 
 
 def new_model(args, **changed) -> LLM:
@@ -89,9 +90,8 @@ def our_steps(args, compiled=True, count=STEPS, **changed):
     device, dtype = choose_device()
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
-    loss = loss_function(model, device, dtype)
     with contextlib.redirect_stdout(io.StringIO()):
-        loss = maybe_compiled(loss, 10**9 if compiled else 0, device)
+        loss = maybe_compiled(loss_function(model, device, dtype), 10**9 if compiled else 0, device)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 
@@ -106,10 +106,8 @@ def gpt2_model(args):
     from transformers import GPT2Config, GPT2LMHeadModel, logging
 
     logging.set_verbosity_error()
-    config = GPT2Config(
-        vocab_size=args.vocab_size, n_positions=args.max_seq_len, n_embd=args.d_model, n_layer=args.num_layers,
-        n_head=args.num_heads, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+    sizes = dict(n_layer=args.num_layers, n_head=args.num_heads, n_embd=args.d_model, n_positions=args.max_seq_len)
+    config = GPT2Config(args.vocab_size, bos_token_id=0, eos_token_id=0, **sizes)
     return GPT2LMHeadModel(config).to(choose_device()[0])
 
 
@@ -124,8 +122,7 @@ def gpt2_steps(args):
 
     def steps():
         for _ in range(STEPS):
-            outputs = model(input_ids=ids, labels=ids)
-            outputs.loss.backward()
+            model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -167,11 +164,11 @@ def product_steps(args):
     """The matrix products of STEPS training steps and nothing else: each forward, and backward for both its factors."""
     device, dtype = choose_device()
     model = new_model(args)
-    rows, T, heads = args.batch_size * args.max_seq_len, args.max_seq_len, args.batch_size * args.num_heads
+    rows, T = args.batch_size * args.max_seq_len, args.max_seq_len
     weights = [p.detach().to(dtype) for p in model.parameters() if p.dim() == 2]
     inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for p in weights for size in p.shape}
-    q = torch.randn(heads, T, args.d_model // args.num_heads, device=device, dtype=dtype)
-    scores = torch.randn(heads, T, T, device=device, dtype=dtype)
+    q = torch.randn(args.batch_size * args.num_heads, T, args.d_model // args.num_heads, device=device, dtype=dtype)
+    scores = q @ q.transpose(-2, -1)
 
     def steps():
         for _ in range(STEPS):
@@ -198,12 +195,14 @@ def bench_training(args) -> list[dict]:
     rows = [row("training", rate["ours"], "tokens/s", rate[peer], of, *limit) for peer, of in peers.items() if peer in rate]
     flops = flops_per_token(new_model(args))
     rows.append(row(f"training, {flops / 1e6:.1f} MFLOP a token", flops * rate["ours"] / 1e9, "GFLOP/s"))
-    return rows + [row("training, peak memory", peak_memory(), "MiB")]
+    return rows + [row("training, peak memory (peers included)", peak_memory(), "MiB")]
 
 
 def peak_memory() -> float:
     """Most memory that this process has held so far, MiB: the GPU's if there is one."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def bench_growth(args) -> list[dict]:
@@ -239,14 +238,11 @@ def bench_generation(args) -> list[dict]:
             continue  # one peer has a cache, the other forms a whole window anew for each token
         ids = torch.randint(1, args.vocab_size, (streams, min(length, args.max_seq_len)), device=device)
         ours = 3 * count if name == "window full" else count  # so that the window's moving on has its share
-        sides = {
-            "ours": lambda ids=ids, n=ours: list(itertools.islice(model.generate(ids, temperature=0), n)),
-            "read": lambda: [weights.sum() for _ in range(100)],
-        }
-        if "GPT-2" in of:
-            sides["peer"] = lambda ids=ids, n=count: peer.generate(ids, max_new_tokens=n, min_new_tokens=n, **greedy)
-        elif peer:
-            sides["peer"] = lambda ids=ids, n=count: peer.generate(ids, n)
+        sides = {"read": lambda: [weights.sum() for _ in range(100)]}
+        sides["ours"] = lambda ids=ids, n=ours: list(itertools.islice(model.generate(ids, temperature=0), n))
+        if peer:
+            how = dict(greedy, min_new_tokens=count) if "GPT-2" in of else {}
+            sides["peer"] = lambda ids=ids, n=count, peer=peer, how=how: peer.generate(ids, max_new_tokens=n, **how)
         seconds = median_of_turns(sides)
         rate = streams * count / seconds["peer"] if peer else None
         figures = streams * ours / seconds["ours"], "tokens/s", rate, of, streams * 100 / seconds["read"], "reading the weights"
@@ -288,12 +284,24 @@ def bench_text(args) -> list[dict]:
 
 
 def text_peak(path: str, folder: str, args) -> tuple[float, float]:
-    """Peak memory (MiB) of this process while it makes the text of a file ready for training, and the seconds it takes."""
+    """Peak memory (MiB) of this process while it makes the text of a file ready for training, and the seconds it takes.
+
+    Where the system tells them apart (Linux), pages of mapped files, which it takes back when it needs them, do not count.
+    """
     os.environ["HF_DATASETS_CACHE"] = folder  # which `datasets` reads when it is imported: its copies go when the folder goes
+    status, peak, ready = Path("/proc/self/status"), 0.0, threading.Event()
+
+    def watch():
+        nonlocal peak
+        while status.exists() and not ready.wait(0.02):
+            peak = max(peak, int(re.search(r"RssAnon:\s*(\d+)", status.read_text())[1]) / 2**10)
+
+    threading.Thread(target=watch, daemon=True).start()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as cache, contextlib.redirect_stdout(io.StringIO()):
         prepare(load_articles(path, "sample"), Path(cache), args.vocab_size, args.val_fraction, args.tokenizer_chars)
-    return peak_memory(), time.perf_counter() - start
+    ready.set()
+    return peak or peak_memory(), time.perf_counter() - start
 
 
 def first_step(args, folder: Path) -> float:
@@ -304,8 +312,8 @@ def first_step(args, folder: Path) -> float:
     flags = {name: getattr(args, name) for name in ("dataset", "text_column")}
     flags |= {"out_dir": log.parent, "eval_every": 1, "eval_windows": 1}
     command = [sys.executable, str(TRAIN), *(f"--{name}={value}" for name, value in flags.items())]
-    start = time.perf_counter()
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    start, nowhere = time.perf_counter(), subprocess.DEVNULL
+    run = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere)
     while run.poll() is None and not log.exists():
         time.sleep(0.05)
     seconds = time.perf_counter() - start

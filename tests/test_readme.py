@@ -1,0 +1,29 @@
+"""The README leads where it says: its links to lines hold the names they show, and the files it names are there."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_links_to_lines_hold_the_names():
+    links = re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README)
+    assert len(links) > 10
+    for name, file, line in links:
+        code = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        assert re.match(rf"(class|def) {name}\b", code), f"{file}#L{line} is not {name}: {code}"
+
+
+def test_the_files_are_there_and_all_named():
+    named = set(re.findall(r"`(\w+\.py)`", README))
+    assert named == {path.name for path in ROOT.glob("*.py")}
+    assert all((ROOT / picture).exists() for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README))
+
+
+def test_the_scripts_have_the_flags_it_shows():
+    import params
+
+    for flag in re.findall(r"^(?:\$ )?(?:python|torchrun) .*$", README, re.MULTILINE):
+        for script, name in re.findall(r"(\w+\.py)(?=.*? --(\w+))", flag):
+            assert hasattr(params, name) or f'"--{name}"' in (ROOT / script).read_text(encoding="utf-8"), flag
