@@ -209,11 +209,9 @@ def bench_growth(args) -> list[dict]:
     """How the step time grows from half of a size to twice as much: the exponent, not compiled."""
     rows = []
     for name in ("d_model", "num_layers", "max_seq_len", "batch_size"):
-        value = getattr(args, name)
-        sides = {size: our_steps(args, False, 4, **{name: size}) for size in (max(1, value // 2), value * 2)}
-        seconds = median_of_turns(sides)
-        sizes = sorted(seconds)
-        exponent = math.log(seconds[sizes[-1]] / seconds[sizes[0]]) / math.log(sizes[-1] / sizes[0])
+        sizes = max(1, getattr(args, name) // 2), getattr(args, name) * 2
+        seconds = median_of_turns({size: our_steps(args, False, 4, **{name: size}) for size in sizes})
+        exponent = math.log(seconds[sizes[1]] / seconds[sizes[0]]) / math.log(sizes[1] / sizes[0])
         rows.append(row(f"step time grows as {name} to the power", exponent, ""))
     return rows
 
