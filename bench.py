@@ -28,7 +28,8 @@ import torch
 from torch.nn import functional as F
 
 import cli
-from dataset import SAMPLE, Encoder, load_articles, prepare, train_tokenizer
+from articles import SAMPLE, load_articles
+from dataset import Encoder, prepare, train_tokenizer
 from llm import LLM
 from sentences import split_sentences
 from train import choose_device, loss_function, maybe_compiled, training_step

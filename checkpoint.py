@@ -110,7 +110,9 @@ def find(out: Path, run: dict) -> dict | None:
         return None
     try:
         state = read_state(path)
-        if not isinstance(state["run"], dict) or not {"weights", "optimizer", "progress"} <= state.keys():
+        if not isinstance(state, dict) or not {"run", "weights", "optimizer", "progress"} <= state.keys():
+            raise ValueError("something is missing from it")
+        if not isinstance(state["run"], dict):
             raise ValueError("something is missing from it")
     except OSError:
         raise

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import params
 
-
 # Each hyperparameter's kind of value, whatever stands in params.py, which people edit
 TEXT = "dataset text_column out_dir"
 WHOLE = "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars seed"

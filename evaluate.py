@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 import cli
+from articles import load_articles
 from cases import CASES, RUSSIAN, agreement, judge_cases
-from dataset import EOS, Text, encode, encode_prompt, load_articles, load_tokenizer
+from dataset import EOS, encode, encode_prompt, load_tokenizer
 from generate import load_model
 from probes import MORPHOLOGY, WORD, Judge, judge_facts, judge_pairs, load_pairs
 from train import PROMPTS, choose_device, load_text

@@ -12,9 +12,11 @@ Tensor for tensor this is the dense Qwen3 architecture (2025, arXiv:2505.09388).
 In the comments: B sequences in a batch, T tokens in each, S positions attended to, D = d_model, H heads of size d = D / H.
 """
 
+import io
 import os
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -283,9 +285,11 @@ def read_state(path) -> dict:
 
     Raises FileNotFoundError, or another error if the file is no such thing or a bit of its contents has changed.
     """
-    with zipfile.ZipFile(path) as archive:  # what torch.save writes; torch.load does not look at the checksums
+    data = io.BytesIO(Path(path).read_bytes())
+    with zipfile.ZipFile(data) as archive:  # what torch.save writes; torch.load does not look at the checksums
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is compressed")
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} in it is damaged")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    data.seek(0)
+    return torch.load(data, map_location="cpu", weights_only=True)

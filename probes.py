@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from articles import hub_answers
 from cli import UserError
-from dataset import EOS, _hub_answers, encode, encode_prompt
+from dataset import EOS, encode, encode_prompt
 
 BATCH_TOKENS = 4096  # that the model is given at a time, padding included
 WORD = re.compile(r"\w+(?:-\w+)*")
@@ -233,7 +234,7 @@ def load_pairs(name: str) -> list[dict]:
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         import datasets  # here, because it takes a second
 
-        if not datasets.config.HF_HUB_OFFLINE and not _hub_answers(name):
+        if not datasets.config.HF_HUB_OFFLINE and not hub_answers(name):
             datasets.config.HF_HUB_OFFLINE = True  # look for a cached copy only, and at once
         try:
             names = datasets.get_dataset_config_names(name)

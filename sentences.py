@@ -1,6 +1,7 @@
 """Where a Russian sentence ends: a short rule that knows initials (А. С. Пушкин) and abbreviations (г., т. е., им.).
 
-Against 579 Wikipedia sentences split by hand (UD Russian-GSD): precision 0.996, recall 0.967, F1 0.982, at 18 million characters a second on one core.
+Against 579 Wikipedia sentences split by hand (UD Russian-GSD): precision 0.996, recall 0.967, F1 0.982, at 18 million
+characters a second on one core.
 """
 
 import re

@@ -26,7 +26,8 @@ import checkpoint
 import cli
 import parallel
 import params
-from dataset import EOS, SAMPLE, Text, TextDataset, encode_prompt, load_articles, prepare, tokenizer_key
+from articles import SAMPLE, load_articles
+from dataset import EOS, Text, TextDataset, encode_prompt, prepare, tokenizer_key
 from llm import LLM
 
 PROMPTS = ("Столицей Франции является", "Волга впадает в", "В начале XX века")  # continued at the end
@@ -209,7 +210,8 @@ def train(model: LLM, text: Text, epochs: float, args, device, dtype: torch.dtyp
         try:
             loss = training_step(loss_of, model, optimizer, rate, args.grad_clip, input_ids.to(device), target_ids.to(device))
             run.step = step
-            run.recent.append(parallel.mean(loss))
+            run.recent.append(loss)
+            run.recent[-1] = parallel.mean(loss)
         except RuntimeError:
             if count > 1 and rank == 0 and run.step:  # another process is gone; what this one has done is whole
                 checkpoint.save(out, model, optimizer, run, identity)

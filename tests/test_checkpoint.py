@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import articles
 import checkpoint
 import cli
 import dataset
@@ -58,7 +59,7 @@ def log(folder: Path) -> list[list[str]]:
 def unbroken(tmp_path_factory) -> Path:
     """The folder of a run that nothing happened to, beside its text."""
     home = tmp_path_factory.mktemp("runs")
-    lines = dataset.SAMPLE.read_text(encoding="utf-8").splitlines()[:60]
+    lines = articles.SAMPLE.read_text(encoding="utf-8").splitlines()[:60]
     (home / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
     code, out, err = run(home / "unbroken")
     assert code == 0, err
@@ -167,7 +168,10 @@ def test_finished_weights_stay_until_the_new_ones_are_saved(unbroken, monkeypatc
     monkeypatch.setattr(checkpoint, "write", full)
     with pytest.raises(OSError):
         train.save(train.LLM(300, 32, 2, 1, 16), text, folder)
-    assert sorted((p.name, p.read_text()) for p in folder.iterdir()) == [("bpe_tokenizer.json", "old"), ("parameters.pt2", "old")]
+    assert sorted((p.name, p.read_text()) for p in folder.iterdir()) == [
+        ("bpe_tokenizer.json", "old"),
+        ("parameters.pt2", "old"),
+    ]
 
 
 def test_a_lock_dies_with_its_process(tmp_path):
@@ -186,9 +190,7 @@ def float32(unbroken) -> Path:
     """train.py, in float32 whatever the processor has."""
     path = unbroken.parent / "float32.py"
     path.write_text(
-        "import torch, cli, train\n"
-        "train.choose_device = lambda: (torch.device('cpu'), torch.float32)\n"
-        "cli.run(train.main)\n"
+        "import torch, cli, train\ntrain.choose_device = lambda: (torch.device('cpu'), torch.float32)\ncli.run(train.main)\n"
     )
     return path
 
@@ -233,7 +235,9 @@ def test_a_killed_worker_is_started_again(unbroken, float32):
     folder = unbroken.parent / "restarted"
     process = start(folder, "--dropout", 0, "--epochs", 1, script=float32, launch=[*TORCHRUN, "--max-restarts=1"])
     wait_for(process, "tokens/s=")
-    os.kill([int(p) for p in os.listdir("/proc") if p.isdigit() and of_group(int(p), process.pid, b"RANK=0")][0], signal.SIGKILL)
+    os.kill(
+        [int(p) for p in os.listdir("/proc") if p.isdigit() and of_group(int(p), process.pid, b"RANK=0")][0], signal.SIGKILL
+    )
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0 and "goes on" in out and not (folder / "checkpoint.pt").exists(), err
     assert int(log(folder)[-1][0]) == int(log(unbroken)[-1][0]) // 3

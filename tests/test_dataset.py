@@ -11,16 +11,17 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from hub import hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 
 import dataset
+from articles import SAMPLE, load_articles
 from cli import UserError
-from dataset import EOS, SAMPLE, Encoder, TextDataset, encode, encode_prompt, load_articles, prepare
+from dataset import EOS, Encoder, TextDataset, encode, encode_prompt, prepare
 from sentences import split_sentences
-from hub import hub
 
 ARTICLES = [json.loads(line)["sample"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
 
@@ -217,7 +218,7 @@ def test_the_tokenizer_of_a_long_text_trains_on_an_even_sample(tmp_path):
 READ = """
 import sys, dataset
 try:
-    for article in dataset.load_articles(sys.argv[1], sys.argv[2]): print(article)
+    for article in articles.load_articles(sys.argv[1], sys.argv[2]): print(article)
 except ConnectionError: print("unreachable")
 except dataset.UserError as error: print("error:", error)
 """

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import params
-from dataset import SAMPLE
+from articles import SAMPLE
 from sentences import split_sentences
 
 LINES = SAMPLE.read_text(encoding="utf-8").splitlines()

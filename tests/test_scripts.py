@@ -14,6 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+import articles
 import cli
 import dataset
 import params
@@ -40,7 +41,7 @@ def run(*arguments, **env) -> tuple[int, str, str]:
 def trained(tmp_path_factory) -> Path:
     """A folder with a small real text and the model that train.py made of it."""
     folder = tmp_path_factory.mktemp("trained")
-    lines = dataset.SAMPLE.read_text(encoding="utf-8").splitlines()[:100]
+    lines = articles.SAMPLE.read_text(encoding="utf-8").splitlines()[:100]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
     code, out, err = run("train.py", "--dataset", folder / "text.jsonl", "--out_dir", folder, "--epochs", 4, *SMALL)
     assert code == 0, err
@@ -57,7 +58,10 @@ def test_it_learns_more_than_how_frequent_tokens_are(trained):
     assert [int(row["step"]) for row in rows[:2]] == [50, 100] and int(rows[-1]["tokens"]) == int(rows[-1]["step"]) * 8 * 64
 
     text = next(path for path in (trained / "cache").iterdir())
-    train, val = (torch.frombuffer(bytearray((text / f"{part}.bin").read_bytes()), dtype=torch.uint16).tolist() for part in ("train", "val"))
+    train, val = (
+        torch.frombuffer(bytearray((text / f"{part}.bin").read_bytes()), dtype=torch.uint16).tolist()
+        for part in ("train", "val")
+    )
     counts, unknown = Counter(train), 0.5
     of_frequencies = -sum(math.log((counts[i] or unknown) / len(train)) for i in val) / len(val)
     assert float(rows[-1]["val_loss"]) < of_frequencies - 0.3
@@ -69,8 +73,12 @@ def test_it_learns_more_than_how_frequent_tokens_are(trained):
         inputs, targets = (torch.stack(part) for part in zip(*(windows[i] for i in range(len(windows)))))
         loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).item()
     assert loss == pytest.approx(float(rows[-1]["val_loss"]), abs=0.01)
-    chars = sum(len(json.loads(line)["sample"]) for line in (trained / "text.jsonl").read_text(encoding="utf-8").splitlines()[-2:])
-    assert float(rows[-1]["bits_per_char"]) == pytest.approx(float(rows[-1]["val_loss"]) / math.log(2) * len(val) / chars, rel=1e-4)
+    chars = sum(
+        len(json.loads(line)["sample"]) for line in (trained / "text.jsonl").read_text(encoding="utf-8").splitlines()[-2:]
+    )
+    assert float(rows[-1]["bits_per_char"]) == pytest.approx(
+        float(rows[-1]["val_loss"]) / math.log(2) * len(val) / chars, rel=1e-4
+    )
     assert tokenizer.get_vocab_size() == 600
 
 
