@@ -216,7 +216,7 @@ def test_the_tokenizer_of_a_long_text_trains_on_an_even_sample(tmp_path):
 # The hub
 
 READ = """
-import sys, dataset
+import sys, articles, dataset
 try:
     for article in articles.load_articles(sys.argv[1], sys.argv[2]): print(article)
 except ConnectionError: print("unreachable")
