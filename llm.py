@@ -1,13 +1,21 @@
 """The model: a decoder-only transformer, written out from nn.Linear, nn.Embedding and tensor operations.
 
 Token ids go in; out come, for every position, the logits (unnormalised log-probabilities) of the token after it.
-What it is made of, and where each part comes from:
-- residual blocks, normalised before each part (Xiong et al. 2020, arXiv:2002.04745) by RMSNorm (Zhang & Sennrich 2019)
-- causal attention in several heads (Vaswani et al. 2017, arXiv:1706.03762) with rotary positions (Su et al. 2021) and
-  queries and keys normalised per head (Henry et al. 2020, arXiv:2010.04245)
-- a gated MLP, SwiGLU (Shazeer 2020), and no biases anywhere
-- one matrix for the embedding and the output layer (Press & Wolf 2017, arXiv:1608.05859)
-Tensor for tensor this is the dense Qwen3 architecture (2025, arXiv:2505.09388).
+Tensor for tensor this is the dense Qwen3 architecture (2025, arXiv:2505.09388). By these names Hugging Face's transformers has
+it, "model." before each and ".weight" behind, and from there each part comes (V = vocab_size, M = the MLP's inner width):
+
+  here, all with .weight     shape    in transformers                where from
+  embedding                  (V, D)   embed_tokens; lm_head too      one matrix for both (Press & Wolf 2017, arXiv:1608.05859)
+  blocks.N.attention_norm    (D,)     layers.N.input_layernorm       normalised before each part (Xiong et al. 2020, arXiv:2002.04745)
+  blocks.N.attention.
+    qkv_proj                 (3D, D)  self_attn.{q,k,v}_proj (D, D)  causal attention in heads (Vaswani et al. 2017, eq. 1)
+    q_norm, k_norm           (d,)     self_attn.{q,k}_norm           per head (Henry et al. 2020, arXiv:2010.04245)
+    no tensor: rotate()               no tensor                      rotary positions (Su et al. 2021, eq. 34)
+    o_proj                   (D, D)   self_attn.o_proj               the heads side by side (Vaswani et al. 2017, section 3.2.2)
+  blocks.N.mlp_norm          (D,)     layers.N.post_attention_layernorm
+  blocks.N.mlp.gate_up_proj  (2M, D)  mlp.{gate,up}_proj (M, D)      SwiGLU (Shazeer 2020, eq. 6), no biases anywhere
+  blocks.N.mlp.down_proj     (D, M)   mlp.down_proj
+  norm                       (D,)     norm                           RMSNorm, as all of them (Zhang & Sennrich 2019, eq. 4)
 
 In the comments: B sequences in a batch, T tokens in each, S positions attended to, D = d_model, H heads of size d = D / H.
 """
