@@ -20,7 +20,7 @@ from torch import Tensor
 import cli
 from dataset import EOS, load_tokenizer
 from generate import load_model
-from llm import NORM_EPS, ROTARY_BASE, LLM
+from llm import LLM, NORM_EPS, ROTARY_BASE
 
 FOLDER = "huggingface"
 CARD = """---
@@ -91,8 +91,7 @@ def config(model: LLM, eos: int) -> dict:
         "attention_bias": False,
         "tie_word_embeddings": True,
         "bos_token_id": eos,
-        "eos_token_id": eos,
-        "pad_token_id": eos,
+        "eos_token_id": eos,  # no pad_token_id here: transformers would keep its vector from learning, and <EOS> must learn
         "dtype": "float32",
     }
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 import cli
 import export
-from dataset import SAMPLE, TextDataset, encode, encode_prompt, tokenizer_key, train_tokenizer
+from articles import SAMPLE
+from dataset import TextDataset, encode, encode_prompt, tokenizer_key, train_tokenizer
 from llm import LLM, Cache
 from sentences import split_sentences
 
