@@ -1,0 +1,170 @@
+"""The page in a real browser: it loads from disk without network, and computes what Python computes."""
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import inside
+import visualize
+from articles import SAMPLE
+from dataset import EOS, encode_prompt, train_tokenizer
+from llm import LLM
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+HOSTILE = "<script>alert(1)</script> </script> \"'`@WEIGHTS@ 🙂👍🏽 שלום \u202e&amp;<b>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(SAMPLE.read_text(encoding="utf-8").splitlines()[:30], 500)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> LLM:
+    """No weight zero, each one that float16 can hold."""
+    torch.manual_seed(0)
+    model = LLM(tokenizer.get_vocab_size(), 32, 2, 3, 128).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter + torch.randn_like(parameter) * 0.2).half())
+    return model
+
+
+def written(model, tokenizer, folder, prompt):
+    tokens = np.random.default_rng(0).integers(model.vocab_size, size=800).astype(np.uint16)
+    (folder / "training_log.csv").write_text("step,train_loss,val_loss\n10,5.5,5.6\n20,4.5,4.7\n")
+    measured = inside.measure(model, tokenizer, tokens, tokens[:200], folder)
+    path = folder / "visualization.html"
+    path.write_text(visualize.page(model, tokenizer, measured, prompt), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(browser, model, tokenizer, tmp_path_factory):
+    browser.get(written(model, tokenizer, tmp_path_factory.mktemp("page"), "Волга впадает в Каспийское море").as_uri())
+    return browser
+
+
+def test_it_loads_from_disk_without_an_error_or_a_request(page):
+    assert page.get_log("browser") == []
+    requests = [entry["message"] for entry in page.get_log("performance") if '"Network.requestWillBeSent"' in entry["message"]]
+    assert requests and all('"url":"file://' in request for request in requests)
+    assert len(page.find_elements("css selector", "section")) == 9
+
+
+def test_token_ids_are_those_of_python(page, tokenizer):
+    generator = random.Random(0)
+    words = SAMPLE.read_text(encoding="utf-8").split()[:3000]
+    texts = ["", " ", "А. С. Пушкин родился в 1799 г. в Москве. Там", "Да… Нет! «Что?» — спросил.\n\nЭто т. е. вот.", HOSTILE]
+    for _ in range(200):
+        texts.append(" ".join(generator.choices(words, k=generator.randrange(1, 12))))
+        alphabet = "абвгд ёЖЗ.!?…«»—- \n\t\r12\0\u00a0\u2028🙂👍🏽שלם\u202eéÅﬁ<>&\"'e\u0301"
+        texts.append("".join(generator.choices(alphabet, k=generator.randrange(30))))
+    found = page.execute_script("return arguments[0].map((text) => tokenizer.encode_prompt(text).map(({ id }) => id))", texts)
+    for text, ids in zip(texts, found):
+        assert ids == encode_prompt(tokenizer, text)[1], repr(text)
+
+
+def test_logits_attention_and_lens_are_those_of_python(page, model):
+    ids = torch.randint(model.vocab_size, (40,), generator=torch.Generator().manual_seed(1)).tolist()
+    off = [[False, False], [True, False], [False, False]]
+    script = """const run = (off) => { const cache = model.forward(arguments[0], new Cache(L), off);
+        return [Array.from(arguments[0].keys(), (at) => Array.from(model.predict(cache, at))),
+                cache.layers.map((layer) => layer.weights.map((heads) => heads.map((row) => Array.from(row)))),
+                [cache.embedding[7], ...cache.layers.map((layer) => layer.residual[7])].map((x) => Array.from(model.logits(x)))]; };
+        return [run([]), run(arguments[1])]"""
+    whole, without = page.execute_script(script, ids, off)
+    for (logits, weights, lens), heads in ((whole, ()), (without, {(1, 0)})):
+        expected = inside.trace(model, torch.tensor(ids), heads)
+        assert torch.allclose(torch.tensor(logits), expected.logits, rtol=0, atol=1e-3)
+        assert torch.allclose(torch.tensor(lens), expected.lens[:, 7], rtol=0, atol=1e-3)
+        assert lens[-1] == logits[7]
+        for layer in range(model.num_layers):
+            for at, row in enumerate(weights[layer]):
+                for head in range(model.num_heads):
+                    assert sum(row[head]) == pytest.approx(1, abs=1e-5)
+                    assert row[head] == pytest.approx(expected.layers.weights[layer, head, at, : at + 1].tolist(), abs=1e-4)
+
+
+def test_a_cache_changes_nothing(page, model):
+    script = """const cache = new Cache(L);
+        for (const ids of [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 9, 9]]) model.forward(ids, cache);
+        return Array.from(model.predict(cache, 3))"""
+    expected = model(torch.tensor([[1, 2, 9, 9]]))[0, -1]
+    assert torch.allclose(torch.tensor(page.execute_script(script)), expected, rtol=0, atol=1e-3)
+
+
+def type_text(page, text):
+    page.execute_script(
+        "const t = document.getElementById('text'); t.value = arguments[0]; t.dispatchEvent(new Event('input'))", text
+    )
+
+
+def test_typing_changes_tokens_and_prediction(page):
+    seen = []
+    for text in ("Волга", "Волга впадает"):
+        type_text(page, text)
+        seen.append([page.find_element("id", part).text for part in ("tokens", "prediction", "stream")])
+    assert all(a != b for a, b in zip(*seen))
+
+
+def test_sliders_give_the_softmax_that_python_gives(page, model, tokenizer):
+    type_text(page, "Волга впадает в")
+    ids = encode_prompt(tokenizer, "Волга впадает в")[1]
+    logits = model(torch.tensor([ids]))[0, -1]
+    page.execute_script(
+        "const s = document.getElementById('temperature'); s.value = 0.5; s.dispatchEvent(new Event('input'))"
+    )
+    expected = (logits / 0.5).softmax(-1).sort(descending=True)
+    found = page.execute_script("return prediction()")
+    assert [row["p"] for row in found] == pytest.approx(expected.values.tolist(), abs=1e-4)
+    shown = page.find_element("css selector", "#prediction tr").text
+    assert f"{100 * expected.values[0]:.1f}%" in shown
+    page.execute_script("const s = document.getElementById('top_k'); s.value = 3; s.dispatchEvent(new Event('input'))")
+    top = page.execute_script("return prediction()")
+    assert [row["id"] for row in top] == logits.topk(3).indices.tolist() and sum(row["p"] for row in top) == pytest.approx(1)
+    page.execute_script("state.top_k = 0; state.temperature = 1; draw()")
+
+
+def test_a_head_switched_off_changes_the_prediction(page, model, tokenizer):
+    type_text(page, "Волга впадает в")
+    page.find_element("id", "switch").click()
+    ids = torch.tensor(encode_prompt(tokenizer, "Волга впадает в")[1])
+    expected = inside.trace(model, ids, {(0, 0)}).logits[-1]
+    found = page.execute_script("return Array.from(model.predict(cache, state.at))")
+    assert torch.allclose(torch.tensor(found), expected, rtol=0, atol=1e-3)
+    page.find_element("id", "switch").click()
+
+
+def test_a_hostile_prompt_shows_as_text(browser, model, tokenizer, tmp_path):
+    browser.get(written(model, tokenizer, tmp_path, HOSTILE).as_uri())
+    assert browser.find_element("id", "text").get_attribute("value") == HOSTILE
+    labels = [button.get_attribute("textContent") for button in browser.find_elements("css selector", ".token")]
+    assert labels[0] == EOS and "<" in "".join(labels[1:]) and len(browser.find_elements("css selector", "#tokens script")) == 0
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_nothing_overflows_on_a_narrow_screen(page, browser, model, tokenizer, tmp_path):
+    browser.get(written(model, tokenizer, tmp_path, "Столицей Франции является город").as_uri())
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
