@@ -13,10 +13,10 @@ import pytest
 import torch
 from hub import hub
 
-import articles
 import dataset
 import evaluate
 import probes
+from articles import SAMPLE
 from llm import LLM
 from probes import Judge
 
@@ -257,7 +257,7 @@ def test_samples(tokenizer):
 def folder(tmp_path_factory) -> Path:
     """A folder as train.py leaves it, with a model that has learned nothing."""
     folder = tmp_path_factory.mktemp("evaluate")
-    lines = articles.SAMPLE.read_text(encoding="utf-8").splitlines()[:60]
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:60]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
     articles = [json.loads(line)["sample"] for line in lines]
     text = dataset.prepare(articles, folder / "cache", 600, 0.02, 10_000_000)
@@ -285,7 +285,7 @@ def test_all_parts_and_then_one_alone(folder, monkeypatch, capsys):
     assert set(results) == {"weights", "text", "facts", "samples", "cases"}
     with open(folder / "text.jsonl", encoding="utf-8") as file:
         assert results["text"]["characters"] == len(json.loads(file.readlines()[-1])["sample"])  # one of 60 is held out
-    assert results["facts"]["overall"]["count"] == len(articles.SAMPLE.with_name("facts.jsonl").read_text().splitlines())
+    assert results["facts"]["overall"]["count"] == len(SAMPLE.with_name("facts.jsonl").read_text().splitlines())
     assert matplotlib.image.imread(folder / "evaluation.png").shape == (1000, 1300, 4)
 
     run(folder, monkeypatch, "--facts", folder / "facts.jsonl", "--pairs", folder / "pairs.csv")
