@@ -108,7 +108,7 @@ def gpt2_model(args):
 
     logging.set_verbosity_error()
     sizes = dict(n_layer=args.num_layers, n_head=args.num_heads, n_embd=args.d_model, n_positions=args.max_seq_len)
-    config = GPT2Config(args.vocab_size, bos_token_id=0, eos_token_id=0, **sizes)
+    config = GPT2Config(vocab_size=args.vocab_size, bos_token_id=0, eos_token_id=0, **sizes)
     return GPT2LMHeadModel(config).to(choose_device()[0])
 
 
