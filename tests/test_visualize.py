@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import inside
+import llm
 import visualize
 from articles import SAMPLE
 from dataset import EOS, encode_prompt, train_tokenizer
 from llm import LLM
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
 HOSTILE = "<script>alert(1)</script> </script> \"'`@WEIGHTS@ 🙂👍🏽 שלום \u202e&amp;<b>"
@@ -129,9 +131,7 @@ def test_sliders_give_the_softmax_that_python_gives(page, model, tokenizer):
     type_text(page, "Волга впадает в")
     ids = encode_prompt(tokenizer, "Волга впадает в")[1]
     logits = model(torch.tensor([ids]))[0, -1]
-    page.execute_script(
-        "const s = document.getElementById('temperature'); s.value = 0.5; s.dispatchEvent(new Event('input'))"
-    )
+    page.execute_script("const s = document.getElementById('temperature'); s.value = 0.5; s.dispatchEvent(new Event('input'))")
     expected = (logits / 0.5).softmax(-1).sort(descending=True)
     found = page.execute_script("return prediction()")
     assert [row["p"] for row in found] == pytest.approx(expected.values.tolist(), abs=1e-4)
@@ -153,10 +153,63 @@ def test_a_head_switched_off_changes_the_prediction(page, model, tokenizer):
     page.find_element("id", "switch").click()
 
 
+def test_a_token_that_is_hidden_is_not_looked_at(page, model, monkeypatch):
+    """Against the attention of llm.py with one column of its scores taken away below the diagonal."""
+    ids, hidden = [5, 6, 7, 8, 9, 10], 2
+
+    def attention(q, k, v):
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + torch.full((6, 6), float("-inf")).triu(1)
+        scores[..., hidden + 1 :, hidden] = float("-inf")
+        return scores.softmax(-1) @ v, None
+
+    monkeypatch.setattr(llm, "attention", attention)
+    expected = model(torch.tensor([ids]))[0, -1]
+    script = """const whole = model.forward(arguments[0], new Cache(L));
+        const other = model.forward(arguments[0], whole.fork(arguments[1] + 1), [], arguments[1]);
+        return Array.from(model.predict(other, 5))"""
+    found = torch.tensor(page.execute_script(script, ids, hidden))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-3)
+    monkeypatch.undo()
+    assert not torch.allclose(found, model(torch.tensor([ids]))[0, -1], rtol=0, atol=1e-2)
+
+
+def test_case_endings_are_ranked_as_python_ranks_them(page, model, tokenizer):
+    text, word, endings = "Они подошли к", "больш", ["ой", "ому", "ую", "их"]
+    start = len(encode_prompt(tokenizer, text)[1])
+    scores = []
+    for ending in endings:
+        ids = encode_prompt(tokenizer, f"{text} {word}{ending}")[1]
+        logs = model(torch.tensor([ids]))[0].log_softmax(-1)
+        scores.append(sum(logs[at - 1, ids[at]] for at in range(start, len(ids))))
+    expected = sorted(zip(torch.stack(scores).softmax(0).tolist(), endings), reverse=True)
+    found = page.execute_script("return endings(...arguments)", text, word, endings)
+    assert [row["ending"] for row in found] == [ending for _, ending in expected]
+    assert [row["p"] for row in found] == pytest.approx([p for p, _ in expected], abs=1e-3)
+
+
+def test_arrow_keys_choose_tokens(page):
+    type_text(page, "Волга впадает в")
+    last = page.execute_script("document.querySelector('#strip').lastChild.focus(); return state.at")
+    for step in (1, 2):
+        page.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+        assert page.execute_script("return state.at") == last - step
+        assert page.switch_to.active_element.get_attribute("aria-pressed") == "true"
+
+
+def test_nothing_jumps_while_typing(page):
+    script = """[drawHead, drawEmbedding, drawMLP, drawContext].forEach((drawn) => drawn());
+        return Array.from(document.querySelectorAll('h2'), (title) => title.offsetTop)"""
+    places = []
+    for text in ("Волга", "Волга впадает в Каспийское море, а Нева — в Балтийское. " * 3):
+        type_text(page, text)
+        places.append(page.execute_script(script))
+    assert places[0] == places[1]
+
+
 def test_a_hostile_prompt_shows_as_text(browser, model, tokenizer, tmp_path):
     browser.get(written(model, tokenizer, tmp_path, HOSTILE).as_uri())
     assert browser.find_element("id", "text").get_attribute("value") == HOSTILE
-    labels = [button.get_attribute("textContent") for button in browser.find_elements("css selector", ".token")]
+    labels = [button.get_attribute("textContent") for button in browser.find_elements("css selector", "#strip .token")]
     assert labels[0] == EOS and "<" in "".join(labels[1:]) and len(browser.find_elements("css selector", "#tokens script")) == 0
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
