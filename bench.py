@@ -36,7 +36,6 @@ from train import choose_device, loss_function, maybe_compiled, training_step
 
 ROUNDS = 3
 STEPS = 10  # training steps in a round
-TRAIN = Path(__file__).with_name("train.py")
 
 synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
@@ -68,12 +67,8 @@ def new_model(args, **changed) -> LLM:
     torch.manual_seed(args.seed)
     model = LLM(**{name: getattr(args, name) for name in names} | changed)
     for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
+        torch.nn.init.normal_(parameter, std=0.02)
     return model.to(choose_device()[0])
-
-
-# Training
 
 
 def flops_per_token(model: LLM) -> int:
@@ -176,9 +171,8 @@ def product_steps(args):
             for w in weights:
                 x, y = inputs[w.shape[1]], inputs[w.shape[0]]
                 F.linear(x, w), y @ w, y.T @ x
-            for _ in range(args.num_layers):
-                for _ in range(3):  # queries with keys, and its two backward products; as many to mix the values
-                    q @ q.transpose(-2, -1), scores @ q
+            for _ in range(3 * args.num_layers):  # queries with keys, and its two backward products; as many to mix the values
+                q @ q.transpose(-2, -1), scores @ q
 
     return steps
 
@@ -217,13 +211,9 @@ def bench_growth(args) -> list[dict]:
     return rows
 
 
-# Generation
-
-
 def bench_generation(args) -> list[dict]:
     """The first token, tokens with cached keys and values, and with the window full all along."""
-    device, rows, peers = choose_device()[0], [], {}
-    model = new_model(args).eval().columnwise()
+    device, rows, peers, model = choose_device()[0], [], {}, new_model(args).eval().columnwise()
     with contextlib.suppress(ImportError):
         peers["transformers GPT-2 with cache"] = gpt2_model(args).eval()
     if args.nanogpt:
@@ -231,11 +221,12 @@ def bench_generation(args) -> list[dict]:
     # A token reads every weight once: what that takes at least, a sum over as many numbers shows.
     weights = torch.randn(sum(p.numel() for p in model.parameters()), device=device)
     greedy = dict(do_sample=False, use_cache=True, pad_token_id=0)
-    jobs = (("first token", 28, 1), ("after 28 tokens", 28, 100), ("window full", args.max_seq_len, 20))
+    T, start = args.max_seq_len, min(28, args.max_seq_len // 4)
+    jobs = (("first token", start, 1), (f"after {start} tokens", start, min(100, T - start)), ("window full", T, 20))
     for streams, (of, peer), (name, length, count) in itertools.product((1, 16), peers.items() or [("", None)], jobs):
         if peer and (of[0] == "n") != (name == "window full"):
             continue  # one peer has a cache, the other forms a whole window anew for each token
-        ids = torch.randint(1, args.vocab_size, (streams, min(length, args.max_seq_len)), device=device)
+        ids = torch.randint(1, args.vocab_size, (streams, length), device=device)
         ours = 3 * count if name == "window full" else count  # so that the window's moving on has its share
         sides = {"read": lambda: [weights.sum() for _ in range(100)]}
         sides["ours"] = lambda ids=ids, n=ours: list(itertools.islice(model.generate(ids, temperature=0), n))
@@ -249,12 +240,8 @@ def bench_generation(args) -> list[dict]:
     return rows
 
 
-# Text
-
-
 def bench_text(args) -> list[dict]:
-    rows = []
-    articles = list(load_articles(args.dataset, args.text_column))
+    rows, first, articles = [], None, list(load_articles(args.dataset, args.text_column))
     chars = sum(map(len, articles))
     sample = articles[:: math.ceil(chars / args.tokenizer_chars)]
     encoder = Encoder(train_tokenizer(articles[:100], args.vocab_size))
@@ -268,11 +255,9 @@ def bench_text(args) -> list[dict]:
         rows.append(row(name, sum(map(len, texts)) / (time.perf_counter() - start) / 1e6, "Mchar/s"))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "text.jsonl"
-        first = None
         for times in (1, 4, 16):
             with open(path, "w", encoding="utf-8") as file:
-                for _ in range(times):
-                    file.writelines(json.dumps({"sample": article}) + "\n" for article in articles)
+                file.writelines(json.dumps({"sample": article}) + "\n" for article in articles * times)
             peak, seconds = alone(text_peak, str(path), folder, args)
             first, name = first or peak, f"file to tokens, all cores, {times}x the text"
             rows.append(row(name, chars * times / seconds / 1e6, "Mchar/s"))
@@ -308,9 +293,8 @@ def first_step(args, folder: Path) -> float:
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
     log = folder / "run" / "training_log.csv"
     log.unlink(missing_ok=True)
-    flags = {name: getattr(args, name) for name in ("dataset", "text_column")}
-    flags |= {"out_dir": log.parent, "eval_every": 1, "eval_windows": 1}
-    command = [sys.executable, str(TRAIN), *(f"--{name}={value}" for name, value in flags.items())]
+    flags = dict(dataset=args.dataset, text_column=args.text_column, out_dir=log.parent, eval_every=1, eval_windows=1)
+    command = [sys.executable, Path(__file__).with_name("train.py"), *(f"--{name}={value}" for name, value in flags.items())]
     start, nowhere = time.perf_counter(), subprocess.DEVNULL
     run = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere)
     while run.poll() is None and not log.exists():
@@ -348,9 +332,8 @@ def main() -> None:
         print("the Hugging Face hub cannot be reached, so the bundled sample stands in")
         args.dataset, args.text_column = str(SAMPLE), "sample"
     device, dtype = choose_device()
-    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
-    machine = f"{machine}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
-    print(machine)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    print(machine := f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
     print(f"{'figure':<54}{'ours':>9} {'unit':<9}{'peer':>8}{'ratio':>7}{'limit':>9}{'share':>6}  peer; limit")
     rows = []
     for part in (bench_training, bench_generation, bench_growth, bench_text):
