@@ -213,7 +213,7 @@ def bench_growth(args) -> list[dict]:
 
 def bench_generation(args) -> list[dict]:
     """The first token, tokens with cached keys and values, and with the window full all along."""
-    device, rows, peers, model = choose_device()[0], [], {}, new_model(args).eval().columnwise()
+    device, rows, peers, model = choose_device()[0], [], {}, new_model(args).eval()
     with contextlib.suppress(ImportError):
         peers["transformers GPT-2 with cache"] = gpt2_model(args).eval()
     if args.nanogpt:

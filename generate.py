@@ -76,7 +76,7 @@ def main() -> None:
         print(f"parameters.pt2 has {', '.join(differ)}, params.py says otherwise: the file's are used", file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prompt, ids = encode_prompt(tokenizer, args.prompt)
-    tokens = model.to(device).columnwise().generate(
+    tokens = model.to(device).generate(
         torch.tensor([ids] * args.num_samples, device=device),
         args.temperature,
         args.top_k,

@@ -120,7 +120,7 @@ def trace(model: LLM, input_ids: Tensor, off: Collection[tuple[int, int]] = ()) 
         raise ValueError(f"off={sorted(off)}: there are {model.num_layers} layers of {model.num_heads} heads")
     embedding = model.embedding(input_ids)
     met = Layer(*(torch.cat(tensors) for tensors in zip(*layers(model, input_ids[None], off))))
-    lens = F.linear(model.norm(torch.cat((embedding[None], met.residual))), model.embedding.weight)
+    lens = model.logits(torch.cat((embedding[None], met.residual)))
     return Trace(embedding, met, lens, lens[-1])
 
 
@@ -257,7 +257,7 @@ def ablation_losses(model: LLM, tokens: np.ndarray, most: int = 4_000) -> list[l
                 x = run_block(model.blocks[n], before, cos, sin, [head]).residual
                 for block in model.blocks[n + 1 :]:
                     x = block(x, cos, sin)
-                logits = F.linear(model.norm(x), model.embedding.weight)
+                logits = model.logits(x)
                 rises[n, head] += (losses(logits, target_ids).sum() - base).item()
             before = layer.residual
     return (rises / chosen[:, 1:].numel()).tolist()

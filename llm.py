@@ -30,6 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decode import decoder
+
 ROTARY_BASE = 10_000.0  # the slowest pair of features turns once in about 2 pi times so many positions
 ARCHITECTURE = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len", "dropout")  # all that makes a model
 NORM_EPS = 1e-6  # keeps RMSNorm finite where all features are zero
@@ -192,6 +194,10 @@ class LLM(nn.Module):
         With a cache, input_ids are the tokens after those it has seen, and it remembers them too.
         Raises ValueError if there are more tokens than max_seq_len.
         """
+        return self.logits(self.residual(input_ids, cache))
+
+    def residual(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """What forward() makes logits of: the residual stream behind the last block, (B, T, D)."""
         start = cache.length if cache else 0
         stop = start + input_ids.shape[1]
         if stop > self.max_seq_len:
@@ -202,6 +208,10 @@ class LLM(nn.Module):
             x = block(x, cos, sin, cache.layers[i] if cache else None, start)
         if cache:
             cache.length = stop
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The output layer: (..., D) to (..., vocab_size)."""
         return F.linear(self.norm(x), self.embedding.weight)
 
     @torch.no_grad()
@@ -210,24 +220,23 @@ class LLM(nn.Module):
     ) -> Iterator[Tensor]:
         """Endlessly the next token of each of the B sequences input_ids (B, T >= 1): tensors (B,).
 
-        Tokens that no longer fit the window are forgotten, a quarter of it at a time.
+        Tokens that no longer fit the window are forgotten, half of it at a time.
         """
         context = input_ids
         cache, new = Cache(self, len(context)), context[:, -self.max_seq_len :]
+        small = context.device.type == "cpu" and len(context) <= 4 and cache.layers[0].dtype == torch.float32
+        step = decoder(self, cache, NORM_EPS) if small else None  # up to four sequences are faster in numpy
         while True:
             if cache.length + new.shape[1] > self.max_seq_len:
-                cache.length, new = 0, context[:, -max(1, self.max_seq_len * 3 // 4) :]
-            token = sample(self(new, cache)[:, -1].float(), temperature, top_k, top_p, generator)
+                cache.length, new = 0, context[:, -max(1, self.max_seq_len // 2) :]
+            if step:
+                logits = torch.from_numpy(step(new.numpy()))
+            else:
+                logits = self.logits(self.residual(new, cache)[:, -1])
+            token = sample(logits.float(), temperature, top_k, top_p, generator)
             yield token
             new = token[:, None]
             context = torch.cat((context, new), dim=1)
-
-    def columnwise(self) -> "LLM":
-        """Lay the matrices out column by column in memory: on a CPU a next token then takes two thirds of the time."""
-        for parameter in self.parameters():
-            if parameter.dim() == 2:
-                parameter.data = parameter.data.T.contiguous().T
-        return self
 
     def get_extra_state(self) -> dict:
         """The architecture, which PyTorch saves in the state_dict beside the weights."""

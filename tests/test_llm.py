@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from llm import LLM, Cache, RMSNorm, attention, fused_attention, rotary_tables, rotate, sample
+from decode import decoder
+from llm import LLM, NORM_EPS, Cache, RMSNorm, attention, fused_attention, rotary_tables, rotate, sample
 
 VOCAB = 50
 
@@ -153,8 +154,21 @@ def test_cached_logits_equal_uncached_ones(pieces):
         assert torch.allclose(torch.cat(got, dim=1), model(ids), atol=1e-5)
 
 
-def test_generation_equals_feeding_the_whole_text_back():
-    model, ids = small_model(), tokens(2, 3)
+def test_the_decoder_in_numpy_gives_the_logits_of_the_model():
+    model, ids = small_model(), tokens(2, 12)
+    cache, other = Cache(model, 2), Cache(model, 2)
+    step = decoder(model, cache, NORM_EPS)
+    with torch.no_grad():
+        for piece in ids.split([4, 1, 1, 5, 1], dim=1):
+            expected = model(piece, other)[:, -1]
+            assert torch.allclose(torch.from_numpy(step(piece.numpy())), expected, atol=1e-5)
+            assert cache.length == other.length
+            assert all(torch.allclose(*kept, atol=1e-5) for kept in zip(cache.layers, other.layers))
+
+
+@pytest.mark.parametrize("count", [2, 5])  # in numpy, and in PyTorch
+def test_generation_equals_feeding_the_whole_text_back(count):
+    model, ids = small_model(), tokens(count, 3)
     stream, text = model.generate(ids, temperature=0), ids
     for _ in range(13):  # to the end of the window
         expected = model(text)[:, -1].argmax(-1)
@@ -162,7 +176,7 @@ def test_generation_equals_feeding_the_whole_text_back():
         text = torch.cat((text, expected[:, None]), dim=1)
     for _ in range(40):  # past it, the last tokens are the context
         token = next(stream)
-        assert token.shape == (2,) and (token < VOCAB).all()
+        assert token.shape == (count,) and (token < VOCAB).all()
 
 
 def test_a_prompt_longer_than_the_window_is_continued_from_its_end():
