@@ -31,16 +31,20 @@ def tokenizer():
 
 
 class Table(LLM):
-    """A model whose next token depends on the last one only: logits[last]."""
+    """A model whose next token depends on the last one only: its logits are table[last]."""
 
-    def __init__(self, logits: torch.Tensor):
-        super().__init__(len(logits), 8, 1, 1, 16)
-        self.logits = logits
+    def __init__(self, table: torch.Tensor):
+        super().__init__(len(table), 8, 1, 1, 16)
+        self.double()  # else generate() would read its weights in numpy and not ask it
+        self.table = table
 
-    def forward(self, input_ids, cache=None):
+    def residual(self, input_ids, cache=None):
         if cache:
             cache.length += input_ids.shape[1]
-        return self.logits[input_ids]
+        return input_ids
+
+    def logits(self, x):
+        return self.table[x]
 
 
 def table(tokenizer, *following: tuple[str, str, float]) -> Table:
@@ -114,7 +118,7 @@ def test_the_perplexity_of_a_uniform_model_is_the_size_of_its_vocabulary(tokeniz
 def test_loss_by_position(tokenizer):
     size = tokenizer.get_vocab_size()
     model = Table(torch.zeros(size, size))
-    model.max_seq_len, model.logits[0, 5] = 2, math.log(3.0)  # after token 0, token 5 is three times as likely
+    model.max_seq_len, model.table[0, 5] = 2, math.log(3.0)  # after token 0, token 5 is three times as likely
     result = evaluate.judge_text(Judge(model, tokenizer), [5, 7, 7, 7], "абвг", np.array([1, 2]))
     first, other = math.log(size + 2) - math.log(3), math.log(size)  # windows <EOS> 5, 7 7
     assert result["loss_by_position"] == pytest.approx([(first + other) / 2, other])
@@ -239,7 +243,7 @@ def test_samples(tokenizer):
     words = ["Он", " жил", " без", " кота", " и", " котов", "."]
     model = table(tokenizer, *((a, b, 99.0) for a, b in zip(words, words[1:])))
     end = tokenizer.token_to_id(".")
-    model.logits[0, tokenizer.encode("Он").ids[0]] = model.logits[end, 0] = 99.0  # after <EOS>, and after the full stop
+    model.table[0, tokenizer.encode("Он").ids[0]] = model.table[end, 0] = 99.0  # after <EOS>, and after the full stop
     result = evaluate.judge_samples(Judge(model, tokenizer), ["Он жил без ктоа."], evaluate.words_of(["Он жил без кота"]), 0)
     assert result["real"]["known"] == 0.75 and result["real"]["recited"] == 0
     for temperature in ("0.5", "1.0"):
