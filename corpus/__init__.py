@@ -1,0 +1,1 @@
+"""From files and hub data sets to token files: sources, sentences, tokenizer, token_files."""

@@ -1,0 +1,137 @@
+"""The tokenizer: byte-level BPE, trained on the text, with an <EOS> token after every sentence.
+
+encode() turns text into token ids for everything that trains, generates or evaluates.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from corpus.sentences import split_sentences
+from support.cli import UserError
+
+if TYPE_CHECKING:
+    from llm import LLM
+
+EOS = "<EOS>"  # ends every sentence
+# "<EOS>" in a text is five characters, not the end of a sentence, so it is cut where the pattern below cuts it anyway.
+EOS_IN_TEXT = re.compile(r"(?<=<)(?=EOS>)")
+LONGEST_PIECE = 5000  # characters; longer sentences are cut before the tokenizer trains on them
+
+# The text is cut into these pieces before BPE, and no token crosses a cut: a word with the space before it, a number,
+# punctuation (with the white space that ends a sentence), other white space. token_files.Encoder.CUT relies on it.
+PRETOKENIZER_PATTERN = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+(?:\s+\z)?|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) with vocab_size entries.
+
+    The entries are <EOS>, the 256 bytes, and merges, each the most frequent pair at the time. Since every text is a
+    sequence of bytes, no text is unknown.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZER_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(map(_training_pieces, texts), trainer)
+    return tokenizer
+
+
+def _training_pieces(text: str) -> list[str]:
+    """The sentences of a text, cut at LONGEST_PIECE: a word of millions of letters would take hours to train on."""
+    pieces = []
+    for sentence in split_sentences(text):
+        pieces += [sentence[i : i + LONGEST_PIECE] for i in range(0, len(sentence), LONGEST_PIECE)]
+    return pieces
+
+
+def load_tokenizer(path: Path, model: "LLM | None" = None) -> Tokenizer:
+    """Load the tokenizer that train.py saved at path.
+
+    Raises UserError if the file is missing, is damaged, is not one of ours, or does not belong to the model.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        vocabulary = tokenizer.get_vocab()
+        probe = "Проба: 1 ё 🙂."
+        ids = encode(tokenizer, probe)
+        ids_are_complete = sorted(vocabulary.values()) == list(range(len(vocabulary)))
+        has_all_bytes = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
+        if not ids_are_complete or not has_all_bytes or EOS not in vocabulary or tokenizer.decode(ids) != probe:
+            raise UserError(f"{path} is damaged, or train.py did not make it")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: train a model first with  python train.py") from error
+    except (OSError, UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # tokenizers raises Exception, or PanicException, which is not even an Exception
+        raise UserError(f"{path} is not a tokenizer: {error}") from error
+    if model is not None:
+        check_tokenizer(tokenizer, model, path)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, model: "LLM", path: Path) -> None:
+    """Raise UserError unless the model was trained with this tokenizer. Models without a key are compared by size."""
+    size, expected_key = tokenizer.get_vocab_size(), model.trained_on.get("tokenizer", "")
+    if size != model.vocab_size or expected_key not in ("", tokenizer_key(tokenizer)):
+        sizes = f"{size} and {model.vocab_size} entries"
+        raise UserError(f"{path} and parameters.pt2 do not belong together ({sizes}): run  python train.py  again")
+
+
+def tokenizer_key(tokenizer: Tokenizer) -> str:
+    """A hash of the vocabulary in the order of its ids. Two tokenizers with one key give every id the same meaning."""
+    vocabulary = tokenizer.get_vocab()
+    in_order = "\n".join(sorted(vocabulary, key=vocabulary.get))
+    return hashlib.blake2b(in_order.encode(), digest_size=8).hexdigest()
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The token ids of a text, with <EOS> after every sentence. Decoding them without special tokens gives the text."""
+    eos = tokenizer.token_to_id(EOS)
+    ids = []
+    for sentence in split_sentences(text):
+        for encoding in tokenizer.encode_batch_fast(EOS_IN_TEXT.split(sentence)):
+            ids += encoding.ids
+        ids.append(eos)
+    return ids
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[str, list[int]]:
+    """The prompt as it is shown, and its token ids: <EOS> first, since every sentence in training follows one.
+
+    White space at the end is dropped, since the model predicts it. A finished last sentence is followed by <EOS>.
+    """
+    prompt = prompt.encode("utf-8", "replace").decode("utf-8").rstrip()  # broken bytes of a command line become "?"
+    finished = bool(prompt) and len(split_sentences(prompt + " А")) > len(split_sentences(prompt))
+    if finished:
+        prompt += " "
+    ids = encode(tokenizer, prompt)
+    if not finished:
+        ids = ids[:-1]  # the sentence goes on, so it has no <EOS> yet
+    return prompt, [tokenizer.token_to_id(EOS), *ids]
+
+
+def split_ids(ids: Iterable[int], eos: int) -> list[list[int]]:
+    """Token ids cut after each <EOS>: one list a sentence, at least one list."""
+    sentences = [[]]
+    for token in ids:
+        sentences[-1].append(token)
+        if token == eos:
+            sentences.append([])
+    return sentences if sentences[-1] or len(sentences) == 1 else sentences[:-1]
+
+
+def decode_sentences(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """The sentences of a sequence of token ids, as text."""
+    return tokenizer.decode_batch(split_ids(ids, tokenizer.token_to_id(EOS)))

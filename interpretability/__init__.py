@@ -1,0 +1,1 @@
+"""Shows how a trained model works: traces, measurements on held-out text, attention maps, the interactive page."""

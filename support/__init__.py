@@ -1,0 +1,1 @@
+"""What the scripts share: command line, checkpoints, the bookkeeping of a training run, devices, several processes."""

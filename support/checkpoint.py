@@ -1,0 +1,220 @@
+"""The files of weights: parameters.pt2, the finished model, and checkpoint.pt, from which a run goes on.
+
+A checkpoint holds the weights, Adam's averages, the step, the log so far, and everything that the result depends on: the
+hyperparameters, the text and the tokenizer. The windows of a step and its dropout follow from the seed and the step. So a
+run that goes on from a checkpoint ends with the same weights, bit for bit, as one that was never stopped.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from corpus.token_files import Corpus
+from corpus.tokenizer import tokenizer_key
+from llm import LLM
+from support.cli import UserError, atomic_write
+
+PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"
+LOG, PROGRESS_SAMPLES = "training_log.csv", "training_samples.jsonl"
+MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES]
+MADE_FROM_A_MODEL += ["evaluation.json", "evaluation.png", "visualization.html", "attention.png", "huggingface"]
+# Hyperparameters that may differ when a run goes on: where things are, what is measured and when. All others shape the result.
+MAY_CHANGE_ON_RESUME = (
+    "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes given".split()
+)
+
+
+# Reading
+
+
+def read_torch_file(path: Path) -> object:
+    """What torch.save wrote to path, with its tensors on the CPU. No code in the file is run.
+
+    Raises OSError if the file cannot be read, and other errors if it is no such file or a bit of it has changed.
+    """
+    data = io.BytesIO(Path(path).read_bytes())
+    with zipfile.ZipFile(data) as archive:  # the format of torch.save; torch.load itself ignores the checksums
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed")
+        damaged_entry = archive.testzip()
+        if damaged_entry:
+            raise ValueError(f"{damaged_entry} in it is damaged")
+    data.seek(0)
+    return torch.load(data, map_location="cpu", weights_only=True)
+
+
+def load_weights(path: Path | str) -> LLM:
+    """The model saved at path as a state_dict, in evaluation mode on the CPU. No code in the file is run.
+
+    Raises OSError if the file cannot be read, and ValueError if it is no state_dict of an LLM, is damaged, or holds numbers
+    that are not finite.
+    """
+    try:
+        state = read_torch_file(path)
+        arguments = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len", "dropout")
+        architecture = {name: state["_extra_state"][name] for name in arguments}
+        shapes = {name: value.shape for name, value in state.items() if name != "_extra_state"}
+        if not 0 < architecture["num_layers"] <= len(shapes) or not 0 < architecture["max_seq_len"] < 2**17:
+            raise ValueError("its architecture is not that of its weights")
+        with torch.device("meta"):  # shapes without memory, to compare before any memory is taken
+            expected = {name: value.shape for name, value in LLM(**architecture).named_parameters()}
+        if shapes != expected or sum(shape.numel() for shape in shapes.values()) > os.path.getsize(path):
+            raise ValueError("its architecture is not that of its weights")
+        model = LLM(**architecture)
+        model.load_state_dict(state)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can make torch.load and the lines after it fail in many ways
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"{path} does not hold the weights of an LLM: {reason}") from error
+    if not weights_are_finite(model):
+        raise ValueError(f"{path} holds weights that are not finite numbers")
+    return model.eval()
+
+
+def load_model(folder: Path) -> LLM:
+    """The trained model in a folder. Raises UserError if there is none, or none that can be read."""
+    try:
+        return load_weights(folder / PARAMETERS)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: train a model first with  python train.py") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def weights_are_finite(model: torch.nn.Module) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+# Writing
+
+
+def write_torch_file(path: Path, state: dict) -> None:
+    """torch.save, flushed to the disk and renamed: the file at path is always whole. Raises OSError if that fails."""
+    data = io.BytesIO()  # if the disk is full, torch.save to a file raises an error that does not say so
+    torch.save(state, data)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data.getbuffer())
+
+
+def state_on_cpu(model: LLM) -> dict:
+    """The model's state_dict with its tensors on the CPU."""
+    return {name: value.cpu() if torch.is_tensor(value) else value for name, value in model.state_dict().items()}
+
+
+def save_model(model: LLM, corpus: Corpus, folder: Path) -> None:
+    """Write the weights and the tokenizer that belongs to them."""
+    with atomic_write(folder / TOKENIZER) as temporary:  # renamed last, if the weights could be written
+        temporary.write_text(corpus.tokenizer.to_str(pretty=True), encoding="utf-8")
+        write_torch_file(folder / PARAMETERS, state_on_cpu(model))
+
+
+def keep_previous_model(folder: Path) -> None:
+    """Move the finished model in the folder, with all that its run and the scripts made of it, into previous/.
+
+    A run calls this when it starts anew. While there is a checkpoint the model in the folder is unfinished, and previous/ stays
+    as it is. The files are moved into a folder beside it, which then takes its place; a move that was interrupted goes on.
+    """
+    moving, previous, old = (folder / name for name in ("previous.moving", "previous", "previous.old"))
+    finished = (folder / PARAMETERS).exists() and not (folder / CHECKPOINT).exists()
+    if not finished and not moving.exists():
+        return
+    moving.mkdir(exist_ok=True)
+    for name in (PARAMETERS, *MADE_FROM_A_MODEL):
+        if (folder / name).exists():
+            os.replace(folder / name, moving / name)
+    shutil.rmtree(old, ignore_errors=True)
+    if previous.exists():
+        os.replace(previous, old)
+    os.replace(moving, previous)
+    shutil.rmtree(old, ignore_errors=True)
+    print(f"  the model trained here before is kept in {previous}")
+
+
+# Checkpoints
+
+
+def lock_folder(folder: Path) -> IO:
+    """Reserve the folder for this process until it ends, however it ends. The lock is held while the returned file is open.
+
+    Raises UserError if another run holds it. Removes what a killed run left half-written.
+    """
+    file = open(folder / (CHECKPOINT + ".lock"), "w")
+    try:
+        import fcntl  # not on Windows, where nothing guards the folder
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as error:
+        raise UserError(f"another run is training in {folder}: wait, or give this one its own --out_dir") from error
+    for path in folder.glob("*.tmp"):
+        if path.name.startswith(("checkpoint", PARAMETERS + ".", TOKENIZER + ".", "training_")):
+            path.unlink(missing_ok=True)
+    return file
+
+
+def run_identity(args: Namespace, epochs: float, corpus: Corpus) -> dict:
+    """What the result of a run depends on. A run goes on only from a checkpoint in which all of it is the same."""
+    shaping = {name: value for name, value in sorted(vars(args).items()) if name not in MAY_CHANGE_ON_RESUME}
+    return shaping | {"epochs": epochs, "text": corpus.key, "tokenizer": tokenizer_key(corpus.tokenizer)}
+
+
+def aside_path(folder: Path, identity: dict) -> Path:
+    """Where the checkpoint of an unfinished run is kept while another run trains in the folder."""
+    key = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+    return folder / f"checkpoint-{key}.pt"
+
+
+def find_checkpoint(folder: Path, identity: dict) -> dict | None:
+    """The checkpoint of this run if there is one. The checkpoint of another run is kept aside, and found when that one goes on.
+
+    Raises UserError if the file is damaged.
+    """
+    path, own = folder / CHECKPOINT, aside_path(folder, identity)
+    if path.exists():
+        state = read_checkpoint(path)
+        if state["run"] == identity:
+            return state
+        kept = aside_path(folder, state["run"])
+        os.replace(path, kept)
+        differences = describe_differences(state["run"], identity)
+        print(f"  {path} is of a run with {differences}: it is kept as {kept.name}, and training starts anew")
+    if own.exists():
+        os.replace(own, path)
+        return read_checkpoint(path)
+    return None
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The contents of a checkpoint. Raises UserError if it is damaged."""
+    try:
+        state = read_torch_file(path)
+        complete = isinstance(state, dict) and {"run", "weights", "optimizer", "progress"} <= state.keys()
+        if not complete or not isinstance(state["run"], dict):
+            raise ValueError("something is missing from it")
+        return state
+    except OSError:
+        raise
+    except Exception as error:  # damaged files fail in many ways
+        raise damaged_checkpoint(path, error) from error
+
+
+def damaged_checkpoint(path: Path, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).split("\n")[0]
+    return UserError(f"{path} is damaged, or no checkpoint: {reason}; move it away, and training starts anew")
+
+
+def describe_differences(old: dict, new: dict) -> str:
+    """In what a run differs from another, in words."""
+    differ = [name for name in new | old if old.get(name) != new.get(name)]
+    values = [f"{name}={old.get(name)!r} and not {new.get(name)!r}" for name in differ if name not in ("text", "tokenizer")]
+    return ", ".join(values + [f"another {name}" for name in ("text", "tokenizer") if name in differ])

@@ -1,0 +1,157 @@
+"""The command line: params.py as flags whose values are checked, errors of one line, files that are never half-written."""
+
+import argparse
+import contextlib
+import inspect
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import params
+
+# The type of each hyperparameter. It cannot be read off the value in params.py, where people write 1 for 1.0.
+TEXT = "dataset text_column out_dir".split()
+WHOLE = (
+    "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars seed".split()
+)
+REAL = (
+    "dropout val_fraction epochs sample_epochs learning_rate warmup decay grad_clip adam_beta2 checkpoint_minutes".split()
+)
+
+
+class UserError(Exception):
+    """An error that the person can mend. Its text says what is wrong and what to do; run_script() prints it as one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"{message.replace('argument ', '', 1)} (--help lists every flag)")
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with a flag for every line of params.py: its name, the type of its value, its comment as the help."""
+    lines = re.findall(r"^(\w+) *= *.*?(?:\s# *(.*))?$", inspect.getsource(params), re.MULTILINE)
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    group = parser.add_argument_group("hyperparameters, with their values in params.py")
+    for name, comment in lines:
+        default = getattr(params, name)
+        value_type = float if name in REAL else type(default)
+        help_text = f"{comment} [{default}]".replace("%", "%%")
+        group.add_argument(
+            f"--{name}", type=value_type, default=default, metavar=value_type.__name__, help=help_text, action=Given
+        )
+    return parser
+
+
+class Given(argparse.Action):
+    """Stores the value of a flag, and notes in args.given that the flag was given."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = getattr(namespace, "given", frozenset()) | {self.dest}
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line as a namespace; args.given holds the names of the hyperparameters that it sets.
+
+    Raises UserError if a hyperparameter has an impossible value.
+    """
+    args = parser.parse_args()
+    args.given = getattr(args, "given", frozenset())
+    check(args, "text", TEXT, lambda value: type(value) is str)
+    check(args, "a whole number", WHOLE, lambda value: type(value) is int)
+    check(args, "a number", REAL, lambda value: type(value) in (int, float))
+    check(args, "not empty and without a null character", TEXT, lambda value: value and "\0" not in value)
+    counts = "d_model num_heads num_layers max_seq_len batch_size eval_every eval_windows tokenizer_chars".split()
+    check(args, "at least 1 and below 2^31", counts, lambda value: 1 <= value < 2**31)
+    check(args, "from 257 (<EOS> and the 256 bytes) to a million", ["vocab_size"], lambda value: 257 <= value <= 10**6)
+    check(args, "above 0 and at most a million", ["epochs", "sample_epochs"], lambda value: 0 < value <= 10**6)
+    check(args, "above 0 and finite", ["learning_rate", "grad_clip"], lambda value: 0 < value < math.inf)
+    check(args, "0 or above and finite", ["checkpoint_minutes"], lambda value: 0 <= value < math.inf)
+    check(args, "0 or above and below 1", ["dropout", "adam_beta2"], lambda value: 0 <= value < 1)
+    check(args, "from 0 to 1", ["warmup", "decay"], lambda value: 0 <= value <= 1)
+    check(args, "above 0 and at most 0.5", ["val_fraction"], lambda value: 0 < value <= 0.5)
+    check(args, "0 or above and below 2^63", ["seed"], lambda value: 0 <= value < 2**63)
+    if args.d_model % (2 * args.num_heads):
+        raise UserError(
+            f"--d_model {args.d_model} must divide into --num_heads {args.num_heads} heads of an even size, "
+            "since rotary positions turn pairs of features"
+        )
+    args.out_dir = str(Path(args.out_dir).expanduser())
+    return args
+
+
+def check(args: argparse.Namespace, requirement: str, names: list[str], holds: Callable) -> None:
+    """Raise UserError unless holds(value) for each of the names in args. The requirement says in words what must hold."""
+    for name in names:
+        if not hasattr(args, name):
+            raise UserError(f"params.py has no line for {name}: write  {name} = ...  in it")
+        if not holds(getattr(args, name)):
+            raise UserError(f"--{name} must be {requirement}; it is {getattr(args, name)!r}")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run main(). Errors that the person can mend become one line and exit code 2; all others are bugs and show a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a character that the terminal cannot show becomes "?"
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads our output any more, as in  python generate.py | head
+        silence_closed_streams()
+    except KeyboardInterrupt:
+        sys.exit(130)  # what a shell reports for a command ended by Ctrl-C
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        message = one_line(error)
+        if message is None:
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes of torchrun one speaks
+            with contextlib.suppress(OSError, ValueError):  # unless stderr is closed
+                print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def silence_closed_streams() -> None:
+    """Send what is still buffered to nowhere, so that Python's own flush at the end does not complain."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def one_line(error: Exception) -> str | None:
+    """What to tell the person about an error, or None if it is a bug."""
+    if isinstance(error, MemoryError) or re.search(r"out of memory|allocate memory", str(error), re.IGNORECASE):
+        return "not enough memory: try a smaller --batch_size, --max_seq_len or --d_model"
+    if isinstance(error, RuntimeError):
+        return None
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename or 'a file of this run'}"
+    return " ".join(str(error).split())
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Replace a file whole or not at all:  with atomic_write(path) as temporary: ...  writes beside it and renames."""
+    handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        if os.name == "posix":  # a power cut must not lose the new name either
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say which file it had no room for
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,315 @@
+"""The bookkeeping of a training run: how far it has come, its log, its checkpoints, and how it ends.
+
+train.py's loop calls record(), evaluation_due(), log(), should_stop() and save_if_due() in every step. Three things can end a
+run early: a signal (Ctrl-C), a loss that is not finite, and the loss of another process. Nothing that was learned is lost.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import math
+import signal
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from corpus.token_files import Corpus
+from llm import LLM
+from support.checkpoint import (
+    CHECKPOINT,
+    LOG,
+    PROGRESS_SAMPLES,
+    aside_path,
+    damaged_checkpoint,
+    find_checkpoint,
+    keep_previous_model,
+    run_identity,
+    save_model,
+    state_on_cpu,
+    weights_are_finite,
+    write_torch_file,
+)
+from support.cli import UserError, atomic_write
+from support.distributed import all_reduce_mean, broadcast_from_rank_zero
+
+LOG_COLUMNS = "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
+CHECK_EVERY = 10  # steps; to read a loss from the device, or to ask the other processes, is to wait for them
+MOST_SAMPLES = 40  # lines of training_samples.jsonl, about
+
+
+class TrainingRun:
+    """One run of train.py, resumed from its checkpoint if there is one. Use it as a context manager around the loop."""
+
+    def __init__(
+        self,
+        model: LLM,
+        optimizer: torch.optim.Optimizer,
+        corpus: Corpus,
+        args: Namespace,
+        epochs: float,
+        steps_per_epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.model, self.optimizer, self.corpus, self.args = model, optimizer, corpus, args
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = max(1, round(epochs * steps_per_epoch))
+        self.folder = Path(args.out_dir)
+        self.identity = run_identity(args, epochs, corpus)
+
+        self.step = 0  # steps done
+        self.tokens = 0  # read in them
+        self.seconds = 0.0  # spent on them, in all sittings together
+        self.interval_seconds = 0.0  # of these, since the last row of the log
+        self.interval_tokens = 0
+        self.interval_losses: list[Tensor] = []  # each a tensor ()
+        self.log_rows: list[list] = []
+        self.samples: list[dict] = []
+
+        self.received_signals: list[str] = []
+        self.last_finite_weights: dict | None = None
+        self.bar: tqdm | None = None  # of the current epoch
+        self.bar_status: dict[str, str] = {}
+        self._resume()
+        self.clock = self.saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint of this run, or start anew."""
+        state = find_checkpoint(self.folder, self.identity) if self.rank == 0 else None
+        state = broadcast_from_rank_zero(state)
+        if state is not None:
+            self._restore(state)
+            print(f"  goes on from {self.folder / CHECKPOINT}, after step {self.step:,} of {self.steps:,}")
+            self.last_finite_weights = state_on_cpu(self.model)
+        elif self.rank == 0:
+            keep_previous_model(self.folder)
+
+    def __enter__(self) -> "TrainingRun":
+        self._signals = record_signals(self.received_signals)
+        self._signals.__enter__()
+        self._show_epoch()
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        self._signals.__exit__(error_type, error, traceback)
+        self.bar.close()
+        if isinstance(error, RuntimeError) and self.world_size > 1 and self.rank == 0 and self.step:
+            self.save_checkpoint()  # another process is gone; the steps done so far are whole
+
+    # What the loop calls, in this order
+
+    def record(self, loss: Tensor, learning_rate: float, num_tokens: int) -> None:
+        """Count a step that was done. Raises UserError if the loss has become not finite; the last good weights are saved."""
+        self.step += 1
+        self.tokens += num_tokens
+        self.interval_tokens += num_tokens
+        self.learning_rate = learning_rate
+        self.interval_losses.append(loss)
+        # Only after the loss is in the list: if another process is gone this fails, and the checkpoint then lacks nothing
+        self.interval_losses[-1] = all_reduce_mean(loss)
+        self.bar.update()
+        if self.checks_now():
+            self._read_clock()
+            train_loss = self._train_loss()
+            rate = self.interval_tokens / self.interval_seconds
+            self.bar_status |= {"loss": f"{train_loss:.3f}", "tokens/s": f"{rate:,.0f}", "left": self._time_left()}
+            self.bar.set_postfix(self.bar_status, refresh=False)
+            if not math.isfinite(train_loss):
+                self._end_not_finite("loss", train_loss)
+        if self.step % self.steps_per_epoch == 0 and self.step < self.steps:
+            self._show_epoch()
+
+    def evaluation_due(self) -> bool:
+        return self.step == self.steps or self.step % self.args.eval_every == 0
+
+    def checks_now(self) -> bool:
+        """Whether this step looks at the loss and at what the other processes do."""
+        stopped_alone = self.world_size == 1 and bool(self.received_signals)
+        return self.evaluation_due() or self.step % CHECK_EVERY == 0 or stopped_alone
+
+    def sample_due(self) -> bool:
+        """Whether a sample belongs into training_samples.jsonl at this step: at most MOST_SAMPLES are spread over the run."""
+        if not self.samples:
+            return True
+        place = self.step * MOST_SAMPLES // self.steps
+        return place > self.samples[-1]["step"] * MOST_SAMPLES // self.steps
+
+    def log(self, val_loss: float, sample: str | None) -> None:
+        """Add a row to training_log.csv, and a sample, if there is one, to training_samples.jsonl."""
+        bits_per_char = val_loss / math.log(2) / self.corpus.chars_per_token
+        self.bar_status |= {"validation": f"{val_loss:.3f}", "bits/char": f"{bits_per_char:.3f}"}
+        self.bar.set_postfix(self.bar_status, refresh=False)
+        if not math.isfinite(val_loss) or not weights_are_finite(self.model):
+            self._end_not_finite("validation loss", val_loss)
+        rate = self.interval_tokens / self.interval_seconds
+        row = [self.step, self.tokens, self.seconds, self._train_loss(), val_loss, bits_per_char, self.learning_rate, rate]
+        self.log_rows.append(row)
+        self.interval_losses, self.interval_seconds, self.interval_tokens = [], 0.0, 0
+        if sample is not None:
+            self.samples.append({"step": self.step, "text": sample})
+        if self.rank == 0:
+            for name, text in ((LOG, log_text(self.log_rows)), (PROGRESS_SAMPLES, samples_text(self.samples))):
+                with atomic_write(self.folder / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+        self.last_finite_weights = state_on_cpu(self.model)
+
+    def should_stop(self) -> bool:
+        """Whether a signal asks to stop. All processes give the same answer."""
+        if self.world_size == 1:
+            return bool(self.received_signals)
+        if not self.checks_now():
+            return False
+        signalled = torch.tensor(float(bool(self.received_signals)), device=self.model.embedding.weight.device)
+        return all_reduce_mean(signalled).item() > 0
+
+    def save_if_due(self) -> None:
+        """Write a checkpoint if the last one is checkpoint_minutes old."""
+        due = time.monotonic() - self.saved_at >= 60 * self.args.checkpoint_minutes
+        if due and self.rank == 0 and self.step < self.steps and self.checks_now():
+            self.save_checkpoint()
+
+    def finish(self) -> str | None:
+        """Save the model. Returns the name of the signal that ended the run early, if one did."""
+        ended_early = self.step < self.steps
+        if self.rank == 0:
+            if not weights_are_finite(self.model):
+                self._end_not_finite("loss", math.nan)
+            if ended_early:
+                self.save_checkpoint()
+            save_model(self.model, self.corpus, self.folder)
+            if not ended_early:
+                (self.folder / CHECKPOINT).unlink(missing_ok=True)
+                aside_path(self.folder, self.identity).unlink(missing_ok=True)
+        if ended_early:
+            return self.received_signals[0] if self.received_signals else "a signal to another process"
+        return None
+
+    # Checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Write checkpoint.pt, unless there are weights that are not finite: from these no run should go on."""
+        if not weights_are_finite(self.model):
+            return
+        self._read_clock()
+        losses = torch.tensor([loss.item() for loss in self.interval_losses], dtype=torch.float32)
+        progress = {name: getattr(self, attribute) for name, attribute in PROGRESS_FIELDS.items()} | {"recent": losses}
+        state = {"run": self.identity, "weights": state_on_cpu(self.model), "optimizer": self.optimizer.state_dict()}
+        write_torch_file(self.folder / CHECKPOINT, state | {"progress": progress})
+        self.saved_at = time.monotonic()
+
+    def _restore(self, state: dict) -> None:
+        """Bring the model, the optimizer and this run to where the checkpoint was. Raises UserError if it does not fit."""
+        try:
+            self.model.load_state_dict(state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            progress = state["progress"]
+            tokens_per_step = self.args.batch_size * self.args.max_seq_len  # for checkpoints that did not count tokens
+            for name, attribute in PROGRESS_FIELDS.items():
+                setattr(self, attribute, progress.get(name, getattr(self, attribute)))
+            self.tokens = progress.get("tokens", self.step * tokens_per_step)
+            device = self.model.embedding.weight.device
+            self.interval_losses = list(progress["recent"].to(device).unbind())
+            self.interval_tokens = progress.get("interval_tokens", len(self.interval_losses) * tokens_per_step)
+            averages_fit = all(
+                value.shape in ((), parameter.shape) and bool(value.isfinite().all())
+                for parameter, averages in self.optimizer.state.items()
+                for value in averages.values()
+            )
+            complete = len(self.optimizer.state) == len(list(self.model.parameters()))
+            counted = type(self.step) is int and self.step > 0 and math.isfinite(self.seconds + self.interval_seconds)
+            if not (averages_fit and complete and counted and weights_are_finite(self.model)):
+                raise ValueError("it holds impossible numbers")
+            log_text(self.log_rows), samples_text(self.samples)  # fails if they are not what it writes
+        except Exception as error:
+            raise damaged_checkpoint(self.folder / CHECKPOINT, error) from error
+
+    def _end_not_finite(self, what: str, value: float) -> None:
+        """Save the last weights that were finite, and raise UserError."""
+        kept = "nothing is saved"
+        if self.last_finite_weights is not None and self.rank == 0:
+            self.model.load_state_dict(self.last_finite_weights)
+            save_model(self.model, self.corpus, self.folder)
+            kept = "the last weights that were finite are saved"
+        raise UserError(f"the {what} at step {self.step} is {value}; {kept}; try a smaller --learning_rate")
+
+    # Clock and progress bar
+
+    def _read_clock(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self.clock
+        self.interval_seconds += now - self.clock
+        self.clock = now
+
+    def _train_loss(self) -> float:
+        return torch.stack(self.interval_losses).mean().item()
+
+    def _time_left(self) -> str:
+        """The time that the rest of the whole run takes at the mean rate so far."""
+        return tqdm.format_interval(self.seconds / self.step * (self.steps - self.step))
+
+    def _show_epoch(self) -> None:
+        """Begin the progress bar of the epoch that the next step belongs to."""
+        if self.bar is not None:
+            self.bar.close()
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        begin = self.step - done
+        num_epochs = math.ceil(self.steps / self.steps_per_epoch)
+        self.bar = tqdm(
+            desc=f"epoch {min(epoch + 1, num_epochs)}/{num_epochs}",
+            total=min(self.steps_per_epoch, self.steps - begin),
+            initial=done,
+            unit=" batches",
+            dynamic_ncols=True,
+            disable=self.rank > 0,
+        )
+
+
+# The parts of a checkpoint's "progress" and the attributes of TrainingRun that they keep
+PROGRESS_FIELDS = {
+    "step": "step",
+    "tokens": "tokens",
+    "seconds": "seconds",
+    "interval": "interval_seconds",
+    "interval_tokens": "interval_tokens",
+    "rows": "log_rows",
+    "samples": "samples",
+}
+
+
+@contextlib.contextmanager
+def record_signals(received: list[str]) -> Iterator[None]:
+    """Records the names of signals in the list instead of exiting, and puts the old handlers back at the end."""
+
+    def record(number: int, frame) -> None:
+        received.append(signal.Signals(number).name)
+        tqdm.write(f"{received[-1]}: training stops after this step and is saved")
+
+    old = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def log_text(rows: list[list]) -> str:
+    """training_log.csv."""
+    file = io.StringIO()
+    table = csv.writer(file, lineterminator="\n")
+    table.writerow(LOG_COLUMNS)
+    for row in rows:
+        table.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
+    return file.getvalue()
+
+
+def samples_text(samples: list[dict]) -> str:
+    """training_samples.jsonl."""
+    lines = [json.dumps({"step": each["step"], "text": each["text"]}, ensure_ascii=False) for each in samples]
+    return "".join(line + "\n" for line in lines)
