@@ -1,8 +1,8 @@
-"""How fast is it, beside what else and how far from the limit:  python bench.py
+"""Benchmark speed against nanoGPT, transformers and the matmul limit:  python bench.py
 
-Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns, lest
-another process slow one side down alone. It calls the steps of train.py and generate.py themselves.
-Peers, where they are at hand: GPT-2 of `transformers` as its documentation trains and generates, and with --nanogpt FOLDER
+Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns, so that
+another process on the machine slows both down. It calls the steps of train.py and the generation of llm.py themselves.
+Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates, and with --nanogpt FOLDER
 a clone of karpathy/nanoGPT, its model compiled in bf16 and its own sampling loop. The text is that of --dataset.
 """
 
@@ -27,12 +27,15 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-import cli
-from articles import SAMPLE, load_articles
-from dataset import Encoder, prepare, train_tokenizer
+from corpus.sentences import split_sentences
+from corpus.sources import BUNDLED, load_articles
+from corpus.token_files import Encoder, prepare_corpus
+from corpus.tokenizer import train_tokenizer
 from llm import LLM
-from sentences import split_sentences
-from train import choose_device, loss_function, maybe_compiled, training_step
+from support.cli import UserError, atomic_write, make_parser, parse_args, run_script
+from support.device import choose_device, maybe_compile
+from support.numpy_decoder import fastest_step
+from train import loss_function, training_step
 
 ROUNDS = 3
 STEPS = 10  # training steps in a round
@@ -87,7 +90,7 @@ def our_steps(args, compiled=True, count=STEPS, **changed):
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
     with contextlib.redirect_stdout(io.StringIO()):
-        loss = maybe_compiled(loss_function(model, device, dtype), 10**9 if compiled else 0, device)
+        loss = maybe_compile(loss_function(model, device, dtype), 10**9 if compiled else 0, device)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 
@@ -224,14 +227,18 @@ def bench_generation(args) -> list[dict]:
     T, start = args.max_seq_len, min(28, args.max_seq_len // 4)
     jobs = (("first token", start, 1), (f"after {start} tokens", start, min(100, T - start)), ("window full", T, 20))
     for streams, (of, peer), (name, length, count) in itertools.product((1, 16), peers.items() or [("", None)], jobs):
-        if peer and (of[0] == "n") != (name == "window full"):
-            continue  # one peer has a cache, the other forms a whole window anew for each token
+        has_cache = "with cache" in of
+        if peer and has_cache == (name == "window full"):
+            continue  # the peer with a cache ends at the window; the other computes the whole window for each token
         ids = torch.randint(1, args.vocab_size, (streams, length), device=device)
         ours = 3 * count if name == "window full" else count  # so that the window's moving on has its share
         sides = {"read": lambda: [weights.sum() for _ in range(100)]}
-        sides["ours"] = lambda ids=ids, n=ours: list(itertools.islice(model.generate(ids, temperature=0), n))
+        step = fastest_step(model, streams)
+        sides["ours"] = lambda ids=ids, n=ours, step=step: list(
+            itertools.islice(model.generate(ids, temperature=0, step=step), n)
+        )
         if peer:
-            how = dict(greedy, min_new_tokens=count) if "GPT-2" in of else {}
+            how = dict(greedy, min_new_tokens=count) if has_cache else {}
             sides["peer"] = lambda ids=ids, n=count, peer=peer, how=how: peer.generate(ids, max_new_tokens=n, **how)
         seconds = median_of_turns(sides)
         rate = streams * count / seconds["peer"] if peer else None
@@ -272,7 +279,6 @@ def text_peak(path: str, folder: str, args) -> tuple[float, float]:
 
     Where the system tells them apart (Linux), pages of mapped files, which it takes back when it needs them, do not count.
     """
-    os.environ["HF_DATASETS_CACHE"] = folder  # which `datasets` reads when it is imported: its copies go when the folder goes
     status, peak, ready = Path("/proc/self/status"), 0.0, threading.Event()
 
     def watch():
@@ -283,7 +289,7 @@ def text_peak(path: str, folder: str, args) -> tuple[float, float]:
     threading.Thread(target=watch, daemon=True).start()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as cache, contextlib.redirect_stdout(io.StringIO()):
-        prepare(load_articles(path, "sample"), Path(cache), args.vocab_size, args.val_fraction, args.tokenizer_chars)
+        prepare_corpus(load_articles(path, "sample"), Path(cache), args.vocab_size, args.val_fraction, args.tokenizer_chars)
     ready.set()
     return peak or peak_memory(), time.perf_counter() - start
 
@@ -321,16 +327,16 @@ def show(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a clone of karpathy/nanoGPT to measure beside [none]")
-    args = cli.parse(parser)
+    args = parse_args(parser)
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").exists():
-        raise cli.UserError(f"--nanogpt {args.nanogpt}: there is no model.py in it")
+        raise UserError(f"--nanogpt {args.nanogpt}: there is no model.py in it")
     try:
         load_articles(args.dataset, args.text_column)
     except ConnectionError:
-        print("the Hugging Face hub cannot be reached, so the bundled sample stands in")
-        args.dataset, args.text_column = str(SAMPLE), "sample"
+        print("the Hugging Face hub cannot be reached, so the bundled encyclopedia stands in")
+        args.dataset = BUNDLED
     device, dtype = choose_device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     print(machine := f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
@@ -341,10 +347,10 @@ def main() -> None:
         show(new)
         rows += new
     out = Path(args.out_dir) / "bench.json"
-    with cli.replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
     print(f"saved {out}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -64,9 +64,9 @@ def load_text_of(model: LLM, args: Namespace) -> tuple[Corpus, str]:
         if name not in args.given:
             setattr(args, name, value)
     corpus, name = load_text(args)
-    expected = model.trained_on.get("text")
-    same_tokenizer = model.trained_on.get("tokenizer", "") in ("", tokenizer_key(corpus.tokenizer))
-    if (expected is None and not same_tokenizer) or expected not in (None, corpus.key):
+    found = {"text": corpus.key, "tokenizer": tokenizer_key(corpus.tokenizer)}
+    same = all(model.trained_on.get(name, key) == key for name, key in found.items())  # older models save less
+    if not same or corpus.tokenizer.get_vocab_size() != model.vocab_size:
         raise UserError(
             f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out the flags of "
             "the text, or give those that train.py had (--dataset, --text_column, --val_fraction, --vocab_size)"

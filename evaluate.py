@@ -20,13 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import cli
-from articles import load_articles
-from cases import CASES, RUSSIAN, agreement, judge_cases
-from dataset import EOS, encode, encode_prompt, load_tokenizer
-from generate import load_model
-from probes import MORPHOLOGY, WORD, Judge, judge_facts, judge_pairs, load_pairs
-from train import PROMPTS, choose_device, load_text
+from corpus.sources import clean, load_articles, open_text
+from corpus.tokenizer import decode_sentences, encode, encode_prompt, load_tokenizer
+from dataset import load_text_of
+from evaluation.case_endings import CASES, RUSSIAN, agreement, evaluate_cases
+from evaluation.scoring import WORD, Scorer, evaluate_facts, evaluate_pairs, load_pairs, morphology
+from support.checkpoint import TOKENIZER, load_model
+from support.cli import UserError, atomic_write, make_parser, parse_args, run_script
+from support.continuation import PROMPTS
+from support.device import choose_device
 
 FACTS = Path(__file__).parent / "data" / "facts.jsonl"
 TEMPERATURES = (0.5, 1.0)
@@ -37,20 +39,20 @@ PRIOR = 500  # what the unigrams weigh in the bigram model, in tokens
 # Perplexity
 
 
-def judge_text(judge: Judge, ids: list[int], text: str, train: np.ndarray) -> dict:
+def evaluate_text(scorer: Scorer, ids: list[int], text: str, train: np.ndarray) -> dict:
     """How well the ids of a text are predicted, <EOS> included, by the model, by count models, and by xz.
 
     Per token as perplexity, exp of the mean loss; per character and per byte of the text in bits. The window slides by
     half its length, so that every token has half a window before it; "fixed windows" do not overlap, and the loss by
     position is theirs. The text stands behind an <EOS>. xz (preset 9) compresses the text alone.
     """
-    chars, size, window = len(text), len(text.encode()), judge.model.max_seq_len
-    sequence = np.array([judge.eos, *ids])
+    chars, size, window = len(text), len(text.encode()), scorer.model.max_seq_len
+    sequence = np.array([scorer.eos, *ids])
     sliding, fixed = (
-        judge.token_losses([sequence], [1], f"perplexity, {title}", stride)[0]
+        scorer.token_losses([sequence], [1], f"perplexity, {title}", stride)[0]
         for title, stride in (("sliding", max(1, window // 2)), ("fixed", window))
     )
-    unigram, bigram = count_losses(train, sequence, judge.model.vocab_size)
+    unigram, bigram = count_losses(train, sequence, scorer.model.vocab_size)
     named = {"model": sliding, "model, fixed windows": fixed, "bigram counts": bigram, "unigram counts": unigram}
     result = {"tokens": len(ids), "characters": chars, "bytes": size, "bits": {}}
     for name, losses in named.items():
@@ -84,45 +86,36 @@ def count_losses(train: np.ndarray, ids: np.ndarray, vocab_size: int) -> tuple[n
 # Samples
 
 
-def judge_samples(judge: Judge, held_out: list[str], train_words: list[list[str]], seed: int) -> dict:
+def evaluate_samples(scorer: Scorer, held_out: list[str], train_words: list[list[str]], seed: int) -> dict:
     """What the model writes from <EOS> on, at each of TEMPERATURES, beside the held-out text ("real").
 
     "known": the share of its Russian-letter words that pymorphy3's dictionary has. "recited": the share of its runs of
     four words, within a sentence, that stand in the training text. "agreement": see cases.agreement.
     """
-    generator = torch.Generator(judge.device).manual_seed(seed)
+    generator = torch.Generator(scorer.device).manual_seed(seed)
     texts, continuations = {"real": held_out}, {}
     for temperature in TEMPERATURES:
-        start = torch.full((SAMPLES, 1), judge.eos, device=judge.device)
-        tokens = judge.model.generate(start, temperature, generator=generator)
-        rows = torch.stack(list(itertools.islice(tokens, min(SAMPLE_TOKENS, judge.model.max_seq_len))), dim=1).tolist()
-        written = [sentences_of(judge.tokenizer, row) for row in rows]
+        start = torch.full((SAMPLES, 1), scorer.eos, device=scorer.device)
+        tokens = scorer.model.generate(start, temperature, generator=generator)
+        rows = torch.stack(list(itertools.islice(tokens, min(SAMPLE_TOKENS, scorer.model.max_seq_len))), dim=1).tolist()
+        written = [decode_sentences(scorer.tokenizer, row) for row in rows]
         for each in written:
-            each[-1:] = each[-1].rsplit(None, 1)[:1]  # the last word may be a part of one
+            last_words = each.pop().split()[:-1]  # the last word may be a part of one
+            each.append(" ".join(last_words))
         texts[str(temperature)] = list(itertools.chain(*written))
         for prompt in PROMPTS:
-            prompt, ids = encode_prompt(judge.tokenizer, prompt)
-            tokens = judge.model.generate(torch.tensor([ids], device=judge.device), temperature, generator=generator)
+            prompt, ids = encode_prompt(scorer.tokenizer, prompt)
+            tokens = scorer.model.generate(torch.tensor([ids], device=scorer.device), temperature, generator=generator)
             row = [token.item() for token in itertools.islice(tokens, 40)]
-            text = prompt + sentences_of(judge.tokenizer, row)[0]
+            text = prompt + decode_sentences(scorer.tokenizer, row)[0]
             continuations.setdefault(str(temperature), []).append(" ".join(text.split()))
     stands = runs_in(train_words, texts)
     result = {"continuations": continuations}
     for name, sentences in texts.items():
         words = [word for sentence in sentences for word in RUSSIAN.findall(sentence.lower())]
-        known = sum(map(MORPHOLOGY.word_is_known, words)) / max(1, len(words))
+        known = sum(map(morphology().word_is_known, words)) / max(1, len(words))
         result[name] = {"words": len(words), "known": known, "recited": stands[name], "agreement": agreement(sentences)}
     return result
-
-
-def sentences_of(tokenizer, ids: Iterable[int]) -> list[str]:
-    """The texts between the <EOS> of a sequence of token ids."""
-    eos, sentences = tokenizer.token_to_id(EOS), [[]]
-    for token in ids:
-        sentences[-1].append(token)
-        if token == eos:
-            sentences.append([])
-    return tokenizer.decode_batch(sentences if sentences[-1] or len(sentences) == 1 else sentences[:-1])
 
 
 def words_of(sentences: Iterable[str]) -> list[list[str]]:
@@ -269,70 +262,69 @@ def draw(results: dict, log: Path, path: Path) -> None:
 def load_facts(path: Path) -> list[dict]:
     """The facts of a .jsonl file. Raises UserError if a line is none."""
     facts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    with open_text(path) as file:
+        lines = list(file)  # ends at line feeds only, so that U+2028 may stand in a text
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
         try:
             fact = json.loads(line)
-            facts.append({key: str(fact[key]) for key in ("relation", "prompt", "answer")})
+            facts.append({key: clean(str(fact[key])) for key in ("relation", "prompt", "answer")})
         except (ValueError, KeyError, TypeError) as error:
-            raise cli.UserError(f"{path}, line {number}: no JSON object with relation, prompt and answer") from error
+            raise UserError(f"{path}, line {number}: no JSON object with relation, prompt and answer") from error
     if not facts:
-        raise cli.UserError(f"{path} holds no facts (--facts)")
+        raise UserError(f"{path} holds no facts (--facts)")
     return facts
 
 
 def main() -> None:
-    parser = cli.parser(__doc__)
+    parser = make_parser(__doc__)
     group = parser.add_argument_group("one part alone, on data of yours")
     group.add_argument("--text", help="perplexity of a text: jsonl, json, txt, csv, parquet; its column is --text_column")
     group.add_argument("--facts", help="facts: a .jsonl file with relation, prompt, answer")
     group.add_argument("--pairs", help="minimal pairs: a CSV file or hub data set with source_sentence, target_sentence")
-    args = cli.parse(parser)
+    args = parse_args(parser)
     everything = not (args.text or args.facts or args.pairs)
     began, out = time.monotonic(), Path(args.out_dir)
     device, dtype = choose_device()
-    model, tokenizer = load_model(out).to(device), load_tokenizer(out / "bpe_tokenizer.json")
-    if tokenizer.get_vocab_size() != model.vocab_size:
-        raise cli.UserError(f"{out}: bpe_tokenizer.json and parameters.pt2 do not belong together; run  python train.py  again")
-    judge, results = Judge(model, tokenizer, device, dtype), {}
+    model = load_model(out)
+    tokenizer = load_tokenizer(out / TOKENIZER, model)
+    model.to(device)
+    scorer, results = Scorer(model, tokenizer, device, dtype), {}
 
     pairs = load_pairs(args.pairs) if args.pairs else []  # what can be wrong with it shows before the work begins
     facts = load_facts(Path(args.facts or FACTS)) if everything or args.facts else []
     if everything or args.text or args.facts:
-        text, name, _ = load_text(args)
-        if text.tokenizer.to_str() != tokenizer.to_str():
-            raise cli.UserError(
-                f"the model in {out} was not trained on this text: give the --dataset and the other flags that train.py had "
-                "(if the hub was out of reach: --dataset data/articles.jsonl)"
-            )
+        text, name = load_text_of(model, args)
     if everything or args.text:
         ids, name = text.val.tolist(), f"the articles held out from {name}"
         if args.text:
             name = args.text
             ids = [token for article in load_articles(name, args.text_column) for token in encode(tokenizer, article)]
         if not ids:
-            raise cli.UserError(f"{name} holds no text (--text)")
-        held_out = sentences_of(tokenizer, ids)
-        results["text"] = {"name": name, **judge_text(judge, ids, "".join(held_out), text.train)}
+            raise UserError(f"{name} holds no text (--text)")
+        held_out = decode_sentences(tokenizer, ids)
+        results["text"] = {"name": name, **evaluate_text(scorer, ids, "".join(held_out), text.train)}
         print_text(results["text"])
     if everything or args.facts:
-        train_words = words_of(sentences_of(tokenizer, text.train.tolist()))
-        results["facts"] = {"name": args.facts or f"data/{FACTS.name}", **judge_facts(judge, facts, train_words)}
+        train_words = words_of(decode_sentences(tokenizer, text.train.tolist()))
+        results["facts"] = {"name": args.facts or f"data/{FACTS.name}", **evaluate_facts(scorer, facts, train_words)}
         print_facts(results["facts"])
     if everything:
-        results["samples"] = judge_samples(judge, held_out, train_words, args.seed)
+        results["samples"] = evaluate_samples(scorer, held_out, train_words, args.seed)
         print_samples(results["samples"])
-        results["cases"] = judge_cases(judge, held_out)
+        results["cases"] = evaluate_cases(scorer, held_out)
         print_cases(results["cases"])
         print("\nMinimal pairs: not bundled; with the benchmark RuBLiMP:  python evaluate.py --pairs RussianNLP/rublimp")
     if pairs:
-        results["pairs"] = {"name": args.pairs, **judge_pairs(judge, pairs)}
+        results["pairs"] = {"name": args.pairs, **evaluate_pairs(scorer, pairs)}
         print_pairs(results["pairs"])
 
     weights = hashlib.blake2b((out / "parameters.pt2").read_bytes(), digest_size=8).hexdigest()
     results = {"weights": weights, **earlier(out / "evaluation.json", weights), **results}
-    with cli.replacing(out / "evaluation.json") as temporary:
+    with atomic_write(out / "evaluation.json") as temporary:
         temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1), encoding="utf-8")
-    with cli.replacing(out / "evaluation.png") as temporary:
+    with atomic_write(out / "evaluation.png") as temporary:
         draw(results, out / "training_log.csv", temporary)
     print(f"\n{time.monotonic() - began:.0f} seconds; all of it is in {out / 'evaluation.json'} and {out / 'evaluation.png'}")
 
@@ -347,4 +339,4 @@ def earlier(path: Path, weights: str) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

@@ -1,8 +1,22 @@
-"""Write the trained model in the layout of Hugging Face:  python export.py
+"""Export the trained model to the layout of Hugging Face:  python export.py
 
-Makes the folder huggingface/ in out_dir, which transformers, and whatever else reads safetensors, opens without code of ours:
-AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface"). The docstring of llm.py
-says by which name each of its tensors goes there.
+It makes the folder huggingface/ in out_dir, which transformers, and everything else that reads safetensors, opens without
+any code of ours: AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface").
+Tensor for tensor the model is a dense Qwen3 (2025, arXiv:2505.09388). V = vocab_size, D = d_model, d = D / num_heads,
+M = the MLP's inner width:
+
+  llm.py, all with .weight   shape    transformers, after "model."    source
+  embedding                  (V, D)   embed_tokens; lm_head too      one matrix for both (arXiv:1608.05859)
+  blocks.N.attention_norm    (D,)     layers.N.input_layernorm       norm before each part (arXiv:2002.04745)
+  blocks.N.attention.
+    qkv_proj                 (3D, D)  self_attn.{q,k,v}_proj (D, D)  causal attention in heads (arXiv:1706.03762)
+    q_norm, k_norm           (d,)     self_attn.{q,k}_norm           per head (arXiv:2010.04245)
+    no tensor: rotate()               no tensor                      rotary positions (arXiv:2104.09864)
+    o_proj                   (D, D)   self_attn.o_proj               heads side by side
+  blocks.N.mlp_norm          (D,)     layers.N.post_attention_layernorm
+  blocks.N.mlp.gate_up_proj  (2M, D)  mlp.{gate,up}_proj (M, D)      SwiGLU (arXiv:2002.05202), no biases anywhere
+  blocks.N.mlp.down_proj     (D, M)   mlp.down_proj
+  norm                       (D,)     norm                           RMSNorm, like all of them (arXiv:1910.07467)
 """
 
 import csv
@@ -17,10 +31,10 @@ import safetensors.torch
 from tokenizers import Tokenizer, processors
 from torch import Tensor
 
-import cli
-from dataset import EOS, load_tokenizer
-from generate import load_model
+from corpus.tokenizer import EOS, load_tokenizer
 from llm import LLM, NORM_EPS, ROTARY_BASE
+from support.checkpoint import LOG, PARAMETERS, TOKENIZER, load_model
+from support.cli import UserError, make_parser, parse_args, run_script
 
 FOLDER = "huggingface"
 CARD = """---
@@ -30,7 +44,7 @@ pipeline_tag: text-generation
 ---
 # A small language model of Russian
 
-Trained from nothing with Mini Transformer from Scratch. Tensor for tensor it has the dense Qwen3 architecture.
+Trained from scratch with Mini Transformer from Scratch. Its architecture is that of the dense Qwen3, tensor for tensor.
 
 ```python
 from transformers import pipeline
@@ -39,17 +53,17 @@ generate = pipeline("text-generation", "huggingface")  # this folder
 print(generate("Волга впадает в", do_sample=False)[0]["generated_text"])
 ```
 
-It goes on to the end of the sentence, `<EOS>`. A prompt is the beginning of a sentence. Between two sentences the model expects
-an `<EOS>`, which is one token only in `tokenizer("Шёл дождь. <EOS>Потом", split_special_tokens=False)`: in other text it is
-five characters like any others. Past the window the model has learned nothing, so generation ends there.
+It continues a text to the end of the sentence, `<EOS>`. A prompt is the beginning of a sentence. Between two sentences the
+model expects an `<EOS>`. It is one token only in `tokenizer("Шёл дождь. <EOS>Потом", split_special_tokens=False)`; elsewhere
+it is read as five characters. Generation ends where the window is full.
 
 | | |
 |---|---|
 """
 
 
-def tensors(model: LLM) -> dict[str, Tensor]:
-    """The weights by their names in Qwen3ForCausalLM. Its lm_head.weight is the embedding, and is not there twice."""
+def qwen3_tensors(model: LLM) -> dict[str, Tensor]:
+    """The weights by their names in Qwen3ForCausalLM. Its lm_head.weight is the embedding and is not stored again."""
     named = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
     for n, block in enumerate(model.blocks):
         q, k, v = block.attention.qkv_proj.weight.chunk(3)  # each (D, D)
@@ -71,8 +85,8 @@ def tensors(model: LLM) -> dict[str, Tensor]:
     return {name: tensor.detach().float().clone() for name, tensor in named.items()}
 
 
-def config(model: LLM, eos: int) -> dict:
-    """config.json: the architecture, as Qwen3ForCausalLM is told it."""
+def qwen3_config(model: LLM, eos: int) -> dict:
+    """The contents of config.json: the architecture, by its names in Qwen3ForCausalLM."""
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -91,16 +105,16 @@ def config(model: LLM, eos: int) -> dict:
         "attention_bias": False,
         "tie_word_embeddings": True,
         "bos_token_id": eos,
-        "eos_token_id": eos,  # no pad_token_id here: transformers would keep its vector from learning, and <EOS> must learn
+        "eos_token_id": eos,  # no pad_token_id: transformers would not train its vector, and <EOS> must be trained
         "dtype": "float32",
     }
 
 
-def files(model: LLM, tokenizer: Tokenizer, figures: dict[str, str]) -> dict[str, bytes]:
-    """Every file of the folder: name -> contents. The figures go into the model card."""
+def exported_files(model: LLM, tokenizer: Tokenizer, figures: dict[str, str]) -> dict[str, bytes]:
+    """All files of the folder: name -> contents. The figures go into the model card."""
     eos = tokenizer.token_to_id(EOS)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.post_processor = processors.TemplateProcessing(  # what dataset.encode_prompt() puts before a text
+    tokenizer.post_processor = processors.TemplateProcessing(  # as encode_prompt() puts <EOS> before a text
         single=f"{EOS} $A", pair=f"{EOS} $A {EOS} $B", special_tokens=[(EOS, eos)]
     )
     tokenizer_config = {
@@ -110,10 +124,10 @@ def files(model: LLM, tokenizer: Tokenizer, figures: dict[str, str]) -> dict[str
         "pad_token": EOS,
         "padding_side": "left",
         "model_max_length": model.max_seq_len,
-        "split_special_tokens": True,  # "<EOS>" in a text is five characters, as in dataset.encode()
+        "split_special_tokens": True,  # "<EOS>" in a text is five characters, as in encode()
         "clean_up_tokenization_spaces": False,
     }
-    generation_config = {  # as generate.py draws, with --sentences 1
+    generation_config = {  # the defaults of generate.py, with --sentences 1
         "do_sample": True,
         "temperature": 0.8,
         "top_k": 50,
@@ -123,16 +137,16 @@ def files(model: LLM, tokenizer: Tokenizer, figures: dict[str, str]) -> dict[str
         "eos_token_id": eos,
         "pad_token_id": eos,
     }
-    in_json = {"config": config(model, eos), "tokenizer_config": tokenizer_config, "generation_config": generation_config}
-    texts = {f"{name}.json": json.dumps(content, indent=2) for name, content in in_json.items()}
+    contents = {"config": qwen3_config(model, eos), "tokenizer_config": tokenizer_config, "generation_config": generation_config}
+    texts = {f"{name}.json": json.dumps(content, indent=2) for name, content in contents.items()}
     texts["tokenizer.json"] = tokenizer.to_str(pretty=True)
     texts["README.md"] = CARD + "".join(f"| {name} | {figure} |\n" for name, figure in figures.items())
-    weights = safetensors.torch.save(tensors(model), {"format": "pt"})
+    weights = safetensors.torch.save(qwen3_tensors(model), {"format": "pt"})
     return {**{name: text.encode() for name, text in texts.items()}, "model.safetensors": weights}
 
 
 def figures_of_the_run(model: LLM, out: Path) -> dict[str, str]:
-    """What the model card says of the model: its size, how it was trained, and how good it is as far as that was measured."""
+    """What the model card says of the model: its size, how it was trained, and how good it is, if that was measured."""
     figures = {
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         "shape": f"{model.num_layers} layers, width {model.d_model}, {model.num_heads} heads",
@@ -140,18 +154,18 @@ def figures_of_the_run(model: LLM, out: Path) -> dict[str, str]:
         "vocabulary": f"{model.vocab_size:,} entries, byte-level BPE",
     }
     try:
-        with open(out / "training_log.csv", encoding="utf-8") as file:
+        with open(out / LOG, encoding="utf-8") as file:
             row = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
         figures |= {
             "trained on": f"{row['tokens']:,.0f} tokens, {row['seconds'] / 60:.1f} minutes",
             "training loss at the end": f"{row['train_loss']:.3f} nats per token",
             "loss on held-out text": f"{row['val_loss']:.3f} nats per token, {row['bits_per_char']:.3f} bits per character",
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError):  # there is none, or it was edited
+    except (OSError, ValueError, KeyError, IndexError, TypeError):  # missing, or edited by hand
         pass
     try:
         results = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-        weights = hashlib.blake2b((out / "parameters.pt2").read_bytes(), digest_size=8).hexdigest()
+        weights = hashlib.blake2b((out / PARAMETERS).read_bytes(), digest_size=8).hexdigest()
         if results["weights"] == weights:  # otherwise they are of an earlier model
             if text := results.get("text"):
                 best = text["bits"]["model"]
@@ -165,16 +179,21 @@ def figures_of_the_run(model: LLM, out: Path) -> dict[str, str]:
     return figures
 
 
-def write(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write the files into a new folder and put it in the place of the old, which stays until the new one is whole.
+IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in folders
 
-    Raises UserError if the old one holds what no export has written, lest it be lost.
+
+def replace_folder(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write the files into a new folder, which then takes the place of the old one.
+
+    Raises UserError if the old folder holds files that no export has written, since they would be lost.
     """
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
-        raise cli.UserError(f"{folder} is no folder: move it away first")
-    if folder.exists() and (foreign := sorted({path.name for path in folder.iterdir()} - contents.keys())):
-        raise cli.UserError(f"{folder} holds {', '.join(foreign)}, which export.py did not write: move it away first")
+        raise UserError(f"{folder} is no folder: move it away first")
+    if folder.exists():
+        foreign = sorted({path.name for path in folder.iterdir()} - contents.keys() - IGNORED)
+        if foreign:
+            raise UserError(f"{folder} holds {', '.join(foreign)}, which export.py did not write: move it away first")
     temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
     new, old = temporary / "new", temporary / "old"
     try:
@@ -188,7 +207,7 @@ def write(folder: Path, contents: dict[str, bytes]) -> None:
             os.rename(folder, old)
         os.rename(new, folder)
     except OSError as error:
-        error.filename = error.filename or str(folder)  # a disk that is full does not say which file it had no room for
+        error.filename = error.filename or str(folder)  # a full disk does not say which file it had no room for
         raise
     finally:
         if old.exists() and not folder.exists():  # interrupted between the two renames
@@ -197,16 +216,16 @@ def write(folder: Path, contents: dict[str, bytes]) -> None:
 
 
 def main() -> None:
-    args = cli.parse(cli.parser(__doc__))
+    args = parse_args(make_parser(__doc__))
     out = Path(args.out_dir)
     model = load_model(out)
-    tokenizer = load_tokenizer(out / "bpe_tokenizer.json", model)
-    contents = files(model, tokenizer, figures_of_the_run(model, out))
-    write(out / FOLDER, contents)
+    tokenizer = load_tokenizer(out / TOKENIZER, model)
+    contents = exported_files(model, tokenizer, figures_of_the_run(model, out))
+    replace_folder(out / FOLDER, contents)
     for name, content in contents.items():
         print(f"{out / FOLDER / name}  {len(content):,} bytes")
-    print(f'open it with  AutoModelForCausalLM.from_pretrained("{out / FOLDER}")  of transformers')
+    print(f'to open it:  AutoModelForCausalLM.from_pretrained("{out / FOLDER}")  of transformers')
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run_script(main)

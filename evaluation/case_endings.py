@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from probes import MORPHOLOGY, Judge, share, shares
+from evaluation.scoring import Scorer, morphology, share, shares
 
 CASES = ("nomn", "gent", "datv", "accs", "ablt", "loct")  # nominative, genitive, dative, accusative, instrumental, locative
 SPECIAL = {"gen1": "gent", "gen2": "gent", "acc2": "accs", "loc1": "loct", "loc2": "loct"}  # чаю, в лесу
@@ -55,7 +55,7 @@ def case_of(tag) -> str:
 @functools.lru_cache(50_000)
 def readings(word: str, part: str) -> list:
     """What pymorphy3 reads the word as, if a noun ("NOUN") or an adjective ("ADJF") is its likeliest reading."""
-    parses = MORPHOLOGY.parse(word.lower())
+    parses = morphology().parse(word.lower())
     if parses[0].tag.POS != part or not parses[0].is_known or "Supr" in parses[0].tag:
         return []
     return [parse for parse in parses if parse.tag.POS == part and case_of(parse.tag) in CASES]
@@ -134,22 +134,26 @@ def find_targets(sentence: str, without_yo: bool = False) -> Iterator[Target]:
             yield from target(behind, [noun for _, noun in pairs], "")
 
 
-def judge_cases(judge: Judge, sentences: list[str]) -> dict:
+def evaluate_cases(scorer: Scorer, sentences: list[str]) -> dict:
     """Among the case forms of a word in its sentence, is the right one the likeliest? The whole sentence is judged.
 
     Chance is one over the number of forms. Row i, column j of "confusion": how often the case was i and the model would
-    have j; a form that stands for several wrong cases counts for each in equal parts. A form that ties has lost.
+    have j; a form that stands for several wrong cases counts for each in equal parts. Ties count as wrong.
     """
     without_yo = sum(text.count("ё") for text in sentences) * 50 < sum(text.count("е") for text in sentences)
     targets = [target for sentence in sentences for target in find_targets(sentence, without_yo)]
     targets = targets[:: math.ceil(len(targets) / MOST) or 1]
     texts = [fill(target, form) for target in targets for form in target.forms]
-    scores = iter(judge.sentence_logprobs(texts, "case endings"))
+    scores = scorer.sentence_logprobs(texts, "case endings")
     confusion, right = np.zeros((len(CASES), len(CASES))), []
+    first = 0
     for target in targets:
-        *others, own = [(next(scores), form) for form in target.forms][::-1]
-        right.append(own[0] > max(others)[0])
-        chosen = [target.case] if right[-1] else target.forms[max(others)[1]]
+        forms = list(target.forms)  # the right one is the first
+        own, *others = scores[first : first + len(forms)]
+        first += len(forms)
+        right.append(own > max(others))
+        best_wrong_form = forms[1 + int(np.argmax(others))]
+        chosen = [target.case] if right[-1] else target.forms[best_wrong_form]
         for case in chosen:
             confusion[CASES.index(target.case), CASES.index(case)] += 1 / len(chosen)
     behind = [(target.preposition, each) for target, each in zip(targets, right) if target.preposition]

@@ -14,25 +14,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pymorphy3
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from articles import hub_answers
-from cli import UserError
-from dataset import EOS, encode, encode_prompt
+from corpus.sources import clean, hub_answers, open_text
+from corpus.tokenizer import EOS, encode, encode_prompt
+from support.cli import UserError
+from support.numpy_decoder import fastest_step
 
 BATCH_TOKENS = 4096  # that the model is given at a time, padding included
 WORD = re.compile(r"\w+(?:-\w+)*")
-MORPHOLOGY = pymorphy3.MorphAnalyzer()
+
+
+@functools.cache
+def morphology():
+    """The analyzer with pymorphy3's dictionary, loaded on first use: it takes half a second and 15 MB."""
+    import pymorphy3
+
+    return pymorphy3.MorphAnalyzer()
 
 
 # Log-probabilities
 
 
 def spans(length: int, start: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """How to judge the tokens start to length - 1 of a sequence, each once: (begin, first, last) of each reading.
+    """How to scorer the tokens start to length - 1 of a sequence, each once: (begin, first, last) of each reading.
 
     A reading gives the model the tokens begin to last - 1, at most `window`, and judges the tokens first to last. Each
     has window - stride tokens or more before it, or all that there are; with stride = window the windows do not overlap.
@@ -45,7 +52,7 @@ def spans(length: int, start: int, window: int, stride: int) -> Iterator[tuple[i
         first = last + 1
 
 
-class Judge:
+class Scorer:
     """Log-probabilities of tokens and sentences under a model, many at once."""
 
     def __init__(self, model, tokenizer, device=torch.device("cpu"), dtype=torch.float32):
@@ -101,7 +108,9 @@ class Judge:
         texts = [""] * len(prompts)
         for size in set(map(len, prompts)):
             rows = [row for row, ids in enumerate(prompts) if len(ids) == size]
-            tokens = self.model.generate(torch.tensor([prompts[row] for row in rows], device=self.device), temperature=0)
+            prompt_ids = torch.tensor([prompts[row] for row in rows], device=self.device)
+            step = fastest_step(self.model, len(rows)) if hasattr(self.model, 'blocks') else None
+            tokens = self.model.generate(prompt_ids, temperature=0, step=step)
             tokens = torch.stack(list(itertools.islice(tokens, length)), dim=1)
             for row, ids in zip(rows, tokens.tolist()):
                 texts[row] = self.tokenizer.decode(list(itertools.takewhile(lambda token: token != self.eos, ids)))
@@ -135,28 +144,28 @@ def shares(keys: Iterable, right: Iterable[bool]) -> dict:
 # Facts
 
 
-def judge_facts(judge: Judge, facts: list[dict], train_words: Iterable[list[str]] = ()) -> dict:
+def evaluate_facts(scorer: Scorer, facts: list[dict], train_words: Iterable[list[str]] = ()) -> dict:
     """Facts (relation, prompt, answer): all answers of a relation compete as the continuation of each of its prompts.
 
     They are ranked by log p(answer | prompt), and "corrected" for how likely the answer is whatever is asked: by what
     that is above the log of the answer's mean probability behind all prompts of the relation (pointwise mutual
     information, as in Holtzman et al. 2021, arXiv:2104.08315; behind a bare <EOS> no answer ever stood, so its
-    probability there says nothing). "exact": the greedy continuation begins with the answer. Who ties has lost.
+    probability there says nothing). "exact": the greedy continuation begins with the answer. Ties count as wrong.
     """
     answers = defaultdict(list)
     for fact in facts:
         if fact["answer"] not in answers[fact["relation"]]:
             answers[fact["relation"]].append(fact["answer"])
-    ids = {answer: judge.tokenizer.encode(" " + answer).ids for each in answers.values() for answer in each}
-    prompts = [encode_prompt(judge.tokenizer, fact["prompt"])[1] for fact in facts]
+    ids = {answer: scorer.tokenizer.encode(" " + answer).ids for each in answers.values() for answer in each}
+    prompts = [encode_prompt(scorer.tokenizer, fact["prompt"])[1] for fact in facts]
     pairs = [(i, answer) for i, fact in enumerate(facts) for answer in answers[fact["relation"]]]
     sequences, starts = [prompts[i] + ids[answer] for i, answer in pairs], [len(prompts[i]) for i, _ in pairs]
     plain, anyway = [{} for _ in facts], defaultdict(list)
-    for (i, answer), losses in zip(pairs, judge.token_losses(sequences, starts, "facts")):
+    for (i, answer), losses in zip(pairs, scorer.token_losses(sequences, starts, "facts")):
         plain[i][answer] = -float(losses.sum())
         anyway[facts[i]["relation"], answer].append(plain[i][answer])
     anyway = {key: np.logaddexp.reduce(scores) - math.log(len(scores)) for key, scores in anyway.items()}
-    written = judge.greedy(prompts, max(map(len, ids.values())) + 2)
+    written = scorer.greedy(prompts, max(map(len, ids.values())) + 2)
     together = cooccurrences(facts, train_words)
 
     rows = []
@@ -192,7 +201,7 @@ def summary(rows: list[dict]) -> dict:
 
 @functools.cache
 def lemma(word: str) -> str:
-    return MORPHOLOGY.parse(word)[0].normal_form
+    return morphology().parse(word)[0].normal_form
 
 
 def cooccurrences(facts: list[dict], train_words: Iterable[list[str]]) -> list[int]:
@@ -205,7 +214,7 @@ def cooccurrences(facts: list[dict], train_words: Iterable[list[str]]) -> list[i
     common = Counter((fact["relation"], each) for fact, words in zip(facts, prompts) for each in set(words.values()))
     wanted = []
     for fact, words in zip(facts, prompts):
-        nouns = [word for word in words if "NOUN" in MORPHOLOGY.parse(word)[0].tag] or list(words)
+        nouns = [word for word in words if "NOUN" in morphology().parse(word)[0].tag] or list(words)
         subject = min(nouns, key=lambda word: (common[fact["relation"], words[word]], -len(word)), default="")
         wanted.append({lemma(word) for word in [subject, *WORD.findall(fact["answer"].lower())]})
     where = {each: set() for lemmas in wanted for each in lemmas}
@@ -227,9 +236,9 @@ def load_pairs(name: str) -> list[dict]:
     """
     if Path(name).is_file():
         try:
-            with open(name, newline="", encoding="utf-8-sig") as file:
+            with open_text(Path(name)) as file:
                 tables = [("", list(csv.DictReader(file)))]
-        except (UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise UserError(f"{name} is not a CSV file in UTF-8: {error}") from error
     elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         import datasets  # here, because it takes a second
@@ -249,16 +258,17 @@ def load_pairs(name: str) -> list[dict]:
             if not row.get("source_sentence") or not row.get("target_sentence"):
                 raise UserError(f"{name}: each pair must have a source_sentence and a target_sentence (--pairs)")
             extra = {"phenomenon": row.get("phenomenon") or "", "paradigm": row.get("paradigm") or config}
-            pairs.append({"source_sentence": row["source_sentence"], "target_sentence": row["target_sentence"], **extra})
+            sentences = {side: clean(row[side]) for side in ("source_sentence", "target_sentence")}
+            pairs.append(sentences | extra)
     if not pairs:
         raise UserError(f"{name} holds no pairs (--pairs)")
     return pairs
 
 
-def judge_pairs(judge: Judge, pairs: list[dict]) -> dict:
+def evaluate_pairs(scorer: Scorer, pairs: list[dict]) -> dict:
     """The share of pairs whose grammatical sentence is the likelier one, over all, by phenomenon and by paradigm."""
     sentences = [pair[side] for pair in pairs for side in ("source_sentence", "target_sentence")]
-    source, target = judge.sentence_logprobs(sentences, "minimal pairs").reshape(-1, 2).T
+    source, target = scorer.sentence_logprobs(sentences, "minimal pairs").reshape(-1, 2).T
     right = source > target
     by = {f"by_{key}": shares([pair[key] for pair in pairs], right) for key in ("phenomenon", "paradigm")}
     return {"overall": share(right), **by}

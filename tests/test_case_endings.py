@@ -1,13 +1,13 @@
-"""cases.py: which words are asked for, in which forms, and what is counted; judged by hand."""
+"""Case endings: which words are asked for, in which forms, and what is counted; judged by hand."""
 
 import pytest
 import torch
 
-import cases
-import dataset
-from cases import CASES, agreement, find_targets, judge_cases
+import evaluation.case_endings as case_endings
+from corpus.tokenizer import train_tokenizer
+from evaluation.case_endings import CASES, agreement, evaluate_cases, find_targets
+from evaluation.scoring import Scorer
 from llm import LLM
-from probes import Judge
 
 # sentence | the words that are asked for, in order: word case number what decides
 SENTENCES = """
@@ -83,11 +83,11 @@ WORDS = {"без": "кот кота коту котом коте", "к": "сте
 @pytest.fixture(scope="module")
 def tokenizer():
     words = [f"Он {preposition} {word}." for preposition, each in WORDS.items() for word in each.split()]
-    return dataset.train_tokenizer(["\n\n".join(TEXT + words)] * 3, 3000)
+    return train_tokenizer(["\n\n".join(TEXT + words)] * 3, 3000)
 
 
 def judged(tokenizer, pairs, text=TEXT) -> dict:
-    return judge_cases(Judge(Likes(tokenizer, pairs), tokenizer), text)
+    return evaluate_cases(Scorer(Likes(tokenizer, pairs), tokenizer), text)
 
 
 def row(result, case):
@@ -128,7 +128,7 @@ def test_a_text_with_no_such_word(tokenizer):
 
 
 def test_a_long_text_is_sampled(tokenizer, monkeypatch):
-    monkeypatch.setattr(cases, "MOST", 10)
+    monkeypatch.setattr(case_endings, "MOST", 10)
     assert judged(tokenizer, {}, TEXT * 10)["overall"]["count"] == 10
 
 

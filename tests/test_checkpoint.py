@@ -1,116 +1,165 @@
-"""Nothing is lost: runs that are killed, signalled, started twice, without room on the disk, or in several processes."""
+"""Files of weights: damaged, foreign or hostile ones are named in one line, and no code in them is run."""
 
-import csv
-import json
+import io
+import multiprocessing
 import os
-import random
-import signal
+import pickle
 import subprocess
-import sys
 import time
+import zipfile
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import call, damaged
 
-import articles
-import checkpoint
-import cli
-import dataset
+import support.checkpoint as checkpoint
+from corpus.token_files import Corpus, prepare_corpus
+from corpus.tokenizer import load_tokenizer, tokenizer_key, train_tokenizer
+from llm import LLM
+from support.checkpoint import load_model, lock_folder, save_model
+from support.cli import UserError
+from support.training_run import TrainingRun
 
-ROOT = Path(__file__).parent.parent
-TINY = (
-    "--d_model 32 --num_heads 2 --num_layers 2 --max_seq_len 32 --vocab_size 400 --batch_size 8 --eval_every 40 "
-    "--dropout 0.1 --epochs 3 --checkpoint_minutes 0"
-).split()
-ENV = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
-def start(folder: Path, *more, script="train.py", launch=(sys.executable,)) -> subprocess.Popen:
-    command = [*launch, script, "--dataset", folder.parent / "text.jsonl", "--out_dir", folder, *TINY, *more]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=ENV, start_new_session=True, **pipes)
+SIZES = {"vocab_size": 300, "d_model": 16, "num_heads": 2, "num_layers": 1, "max_seq_len": 16}
+TEXT = ["Волга — река в Европе. Она впадает в море.", "Один, два 🙂.", "שלום. Три \u202e и четыре."] * 5
 
 
-def run(folder: Path, *more, **how) -> tuple[int, str, str]:
-    process = start(folder, *more, **how)
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
+class Bomb:
+    """Pickled, it is code that makes a file when it is opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
-def wait_for(process: subprocess.Popen, word: str) -> str:
-    """Read its progress until the word comes."""
-    text = ""
-    while word not in text:
-        got = process.stderr.read(50)
-        assert got, text
-        text += got
-    return text
-
-
-def log(folder: Path) -> list[list[str]]:
-    """training_log.csv without what a clock has measured."""
-    rows = list(csv.DictReader(open(folder / "training_log.csv")))
-    return [[value for name, value in row.items() if name not in ("seconds", "tokens_per_second")] for row in rows]
+def new_run(folder: Path, model: LLM, tokenizer) -> TrainingRun:
+    """A run of 10 steps an epoch in the folder, resumed from its checkpoint if there is one."""
+    args = Namespace(out_dir=str(folder), d_model=16, batch_size=2, max_seq_len=16, eval_every=5, checkpoint_minutes=0)
+    tokens = np.arange(300, dtype=np.uint16)
+    corpus = Corpus(tokenizer, tokens, tokens, 1.0, "text")
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    return TrainingRun(model, optimizer, corpus, args, epochs=1, steps_per_epoch=10)
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory) -> Path:
-    """The folder of a run that nothing happened to, beside its text."""
-    home = tmp_path_factory.mktemp("runs")
-    lines = articles.SAMPLE.read_text(encoding="utf-8").splitlines()[:60]
-    (home / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    code, out, err = run(home / "unbroken")
-    assert code == 0, err
-    return home / "unbroken"
+def home(tmp_path_factory) -> Path:
+    """A folder with a small model, its tokenizer, and a checkpoint of it in training."""
+    folder = tmp_path_factory.mktemp("home")
+    tokenizer = train_tokenizer(TEXT, 300)
+    model = LLM(**SIZES)
+    model.trained_on = {"tokenizer": tokenizer_key(tokenizer)}
+    run = new_run(folder, model, tokenizer)
+    model(torch.arange(5)[None]).sum().backward()
+    run.optimizer.step()
+    run.step, run.tokens, run.seconds = 7, 700, 1.0
+    run.interval_losses, run.interval_tokens = [torch.tensor(2.0)], 100
+    run.log_rows, run.samples = [[7, 700, 1.0, 2.0, 3.0, 4.0, 0.1, 50.0]], [{"step": 7, "text": "а"}]
+    run.save_checkpoint()
+    save_model(model, run.corpus, folder)
+    return folder
 
 
-def test_ten_kills_leave_no_trace_in_the_result(unbroken):
-    folder, generator, steps = unbroken.parent / "killed", random.Random(4), []
-    while len(steps) < 10:
-        process = start(folder)
-        text = wait_for(process, "tokens/s=")  # or it is killed before it has begun
-        time.sleep(generator.random() * 0.35)
-        os.kill(process.pid, signal.SIGKILL)
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL, "it had ended before: the run is too short for this test\n" + text
-        steps.append(int(out.split("after step ")[1].split()[0]) if "goes on" in out else 0)
-    assert steps[0] == 0 and steps == sorted(steps) and len(set(steps)) > 5  # each goes on where the one before was
-    code, out, err = run(folder)
-    assert code == 0 and "goes on" in out, err
-    ours, theirs = (torch.load(f / "parameters.pt2", weights_only=True) for f in (folder, unbroken))
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "_extra_state")
-    assert log(folder) == log(unbroken)
-    samples = [json.loads(line) for line in (folder / "training_samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert samples and all(sample["text"].startswith("Столицей Франции является") for sample in samples)
-    assert (folder / "training_samples.jsonl").read_bytes() == (unbroken / "training_samples.jsonl").read_bytes()
-    assert not list(folder.glob("*.tmp")) and not (folder / "checkpoint.pt").exists()  # a finished run is not resumed
+def open_checkpoint(folder: Path):
+    model = LLM(**SIZES)
+    run = new_run(folder, model, train_tokenizer(TEXT, 300))
+    return run.step, model.state_dict(), [v for s in run.optimizer.state.values() for v in s.values()]
 
 
-def test_a_signal_saves_a_second_run_is_refused_and_other_hyperparameters_start_anew(unbroken):
-    folder = unbroken.parent / "signalled"
-    process = start(folder, "--epochs", 30)
-    wait_for(process, "tokens/s=")
-    code, _, err = run(folder)
-    assert code == 2 and "another run is training" in err.splitlines()[-1] and "Traceback" not in err
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "SIGTERM" in out and (folder / "parameters.pt2").exists()
+def same(a, b) -> bool:
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
 
-    before = (folder / "checkpoint.pt").read_bytes()
-    code, out, err = run(folder, "--epochs", 0.1, "--learning_rate", 0.001)
-    assert code == 0 and "epochs=30.0 and not 0.1" in out and "learning_rate=" in out and "goes on" not in out, err
-    assert "d_model=" not in out
-    assert (folder / "checkpoint.pt.1").read_bytes() == before and not (folder / "checkpoint.pt").exists()
 
-    os.rename(folder / "checkpoint.pt.1", folder / "checkpoint.pt")  # where to look and what to save may change on the way
-    process = start(folder, "--epochs", 30, "--eval_every", 10, "--checkpoint_minutes", 9)
-    assert "tokens/s=" in wait_for(process, "tokens/s=")
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert "goes on" in out
+@pytest.mark.parametrize("name", ["parameters.pt2", "checkpoint.pt", "bpe_tokenizer.json"])
+def test_a_damaged_file_is_refused_or_gives_what_was_saved(home, tmp_path, name):
+    """What can be opened after the damage must hold the same numbers: no bit of the weights changes unnoticed."""
+
+    def read(folder):
+        if name == "checkpoint.pt":
+            return open_checkpoint(folder)
+        model = load_model(folder if name == "parameters.pt2" else home)
+        tokenizer = load_tokenizer((folder if name == "bpe_tokenizer.json" else home) / "bpe_tokenizer.json", model)
+        return model.state_dict(), sorted(tokenizer.get_vocab().items())
+
+    good = read(home)
+    refused, total = 0, 330
+    for data in damaged((home / name).read_bytes(), total, seed=len(name)):
+        (tmp_path / name).write_bytes(data)
+        try:
+            assert same(read(tmp_path), good)
+        except UserError as error:
+            refused += 1
+            assert name in str(error)
+    assert refused > total * 0.6
+
+
+@pytest.mark.parametrize("name", ["parameters.pt2", "checkpoint.pt"])
+def test_no_code_in_a_file_is_run(home, tmp_path, name):
+    trap = tmp_path / "trap"
+    with zipfile.ZipFile(home / name) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    pickled = next(entry for entry in entries if entry.endswith("data.pkl"))
+    inside, compressed = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(inside, "w") as archive:
+        for entry, data in entries.items():
+            archive.writestr(entry, pickle.dumps({"weights": Bomb(trap)}, 2) if entry == pickled else data)
+    with zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry, data in entries.items():
+            archive.writestr(entry, data)
+    for data in (pickle.dumps(Bomb(trap)), inside.getvalue(), compressed.getvalue()):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError):
+            load_model(tmp_path) if name == "parameters.pt2" else open_checkpoint(tmp_path)
+    assert not trap.exists()
+
+
+def test_weights_that_are_no_numbers_or_of_another_make(home, tmp_path):
+    state = torch.load(home / "parameters.pt2", weights_only=True)
+    first = "embedding.weight"
+    huge = torch.zeros(1).expand(10**9, 16)  # 64 GB that take 4 bytes in the file
+    for change in (
+        {first: torch.full_like(state[first], float("nan"))},
+        {first: huge, "_extra_state": {**state["_extra_state"], "vocab_size": 10**9}},
+        {"_extra_state": {**state["_extra_state"], "max_seq_len": 2**40}},
+        {"_extra_state": {**state["_extra_state"], "num_heads": 0}},
+        {"_extra_state": "text"},
+        {first: "text"},
+        {"more": state[first]},
+    ):
+        torch.save({**state, **change}, tmp_path / "parameters.pt2")
+        with pytest.raises(UserError, match="parameters.pt2"):
+            load_model(tmp_path)
+    for whole in ([1, 2], {}, torch.zeros(3), LLM(**{**SIZES, "num_layers": 2}).state_dict()):
+        torch.save(whole, tmp_path / "checkpoint.pt")
+        with pytest.raises(UserError, match="checkpoint.pt"):
+            open_checkpoint(tmp_path)
+    saved = torch.load(home / "checkpoint.pt", weights_only=True)
+    saved["weights"] = LLM(**{**SIZES, "num_layers": 2}).state_dict()
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="num_layers=2 and not 1"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"])
+def test_the_command_line_says_it_in_one_line(home, tmp_path, name):
+    for other in home.iterdir():
+        (tmp_path / other.name).write_bytes(other.read_bytes())
+    (tmp_path / "text.txt").write_text("\n".join(TEXT * 20), encoding="utf-8")
+    (tmp_path / name).write_bytes((home / name).read_bytes()[:-100])
+    training = ["train.py", "--dataset", tmp_path / "text.txt", "--batch_size", "2"]
+    small = "--max_seq_len 16 --d_model 16 --num_heads 2 --num_layers 1 --vocab_size 300".split()
+    command = training if name == "checkpoint.pt" else ["generate.py", "да"]
+    done = call(*command, "--out_dir", tmp_path, *small)
+    last = done.err.splitlines()[-1]
+    assert done.code == 2 and name in last and "Traceback" not in done.err, done.err
 
 
 @pytest.fixture
@@ -125,119 +174,56 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_leaves_the_earlier_files_whole(small_disk):
-    checkpoint.write(small_disk / "checkpoint.pt", {"small": torch.arange(100_000)})  # 0.8 MB
+    checkpoint.write_torch_file(small_disk / "checkpoint.pt", {"small": torch.arange(100_000)})  # 0.8 MB
     before = (small_disk / "checkpoint.pt").read_bytes()
     with pytest.raises(OSError, match="No space left") as error:
-        checkpoint.write(small_disk / "checkpoint.pt", {"large": torch.zeros(100_000)})
+        checkpoint.write_torch_file(small_disk / "checkpoint.pt", {"large": torch.zeros(100_000)})
     assert str(small_disk / "checkpoint.pt") in str(error.value.filename)
     assert (small_disk / "checkpoint.pt").read_bytes() == before and len(list(small_disk.iterdir())) == 1
 
 
-def test_a_run_whose_disk_fills_up_says_so_and_resumes_from_what_is_there(unbroken):
-    """A write that fails at the third checkpoint stands in for the disk, so that this runs for anyone."""
-    folder = unbroken.parent / "full"
-    script = unbroken.parent / "full_disk.py"
-    script.write_text(
-        "import errno, checkpoint, cli, train\n"
-        "write, calls = checkpoint.write, []\n"
-        "def failing(path, state):\n"
-        "    calls.append(path)\n"
-        "    if len(calls) > 2: raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
-        "    write(path, state)\n"
-        "checkpoint.write = failing\n"
-        "cli.run(train.main)\n"
-    )
-    code, _, err = run(folder, script=script)
-    assert code == 2 and "No space left on device" in err.splitlines()[-1] and "Traceback" not in err
-    code, out, err = run(folder)
-    assert code == 0 and "goes on" in out and "after step 20 " in out, err
-    assert log(folder) == log(unbroken)
-
-
-def test_finished_weights_stay_until_the_new_ones_are_saved(unbroken, monkeypatch):
-    import train
-
-    text = dataset.prepare(["Раз. Два. Три."] * 9, unbroken.parent / "cache", 300, 0.2, 1000)
-    folder = unbroken.parent / "kept"
+def test_finished_weights_stay_until_the_new_ones_are_saved(tmp_path, monkeypatch):
+    corpus = prepare_corpus(["Раз. Два. Три."] * 9, tmp_path / "cache", 300, 0.2, 1000)
+    folder = tmp_path / "kept"
     folder.mkdir()
-    (folder / "bpe_tokenizer.json").write_text("old"), (folder / "parameters.pt2").write_text("old")
+    for name in ("bpe_tokenizer.json", "parameters.pt2"):
+        (folder / name).write_text("old")
 
     def full(path, state):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(checkpoint, "write_torch_file", full)
     with pytest.raises(OSError):
-        train.save(train.LLM(300, 32, 2, 1, 16), text, folder)
+        save_model(LLM(300, 32, 2, 1, 16), corpus, folder)
     assert sorted((p.name, p.read_text()) for p in folder.iterdir()) == [
         ("bpe_tokenizer.json", "old"),
         ("parameters.pt2", "old"),
     ]
 
 
+def hold_lock(folder: Path, held) -> None:
+    lock = lock_folder(folder)  # noqa: F841
+    held.set()
+    time.sleep(600)
+
+
 def test_a_lock_dies_with_its_process(tmp_path):
-    hold = "import sys, time, checkpoint, pathlib; lock = checkpoint.lock(pathlib.Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", hold, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(cli.UserError, match="another run"):
-        checkpoint.lock(tmp_path)
+    context = multiprocessing.get_context("spawn")  # a fork would share the lock
+    held = context.Event()
+    process = context.Process(target=hold_lock, args=(tmp_path, held), daemon=True)
+    process.start()
+    assert held.wait(120)
+    with pytest.raises(UserError, match="another run"):
+        lock_folder(tmp_path)
     process.kill()
-    process.wait()
-    checkpoint.lock(tmp_path).close()
+    process.join()
+    lock_folder(tmp_path).close()
 
 
-@pytest.fixture(scope="module")
-def float32(unbroken) -> Path:
-    """train.py, in float32 whatever the processor has."""
-    path = unbroken.parent / "float32.py"
-    path.write_text(
-        "import torch, cli, train\ntrain.choose_device = lambda: (torch.device('cpu'), torch.float32)\ncli.run(train.main)\n"
-    )
-    return path
-
-
-def test_two_processes_train_as_one_and_go_on_as_one(unbroken, float32):
-    plain = ["--dropout", 0, "--epochs", 1]
-    one, two = unbroken.parent / "one", unbroken.parent / "two"
-    assert run(one, *plain, script=float32)[0] == 0
-    code, out, err = run(two, *plain, script=float32, launch=TORCHRUN)
-    assert code == 0 and out.count("trained on") == 1 and "2 processes" in out, err
-    losses = [[[float(row[i]) for i in (2, 3)] for row in log(folder)] for folder in (one, two)]
-    assert torch.allclose(*map(torch.tensor, losses), rtol=0, atol=1e-4) and len(losses[0]) > 3
-
-    # a killed worker ends the run, and one process goes on from what the other has left
-    killed = unbroken.parent / "killed_worker"
-    process = start(killed, *plain, script=float32, launch=TORCHRUN)
-    wait_for(process, "tokens/s=")
-    ours = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and of_group(int(pid), process.pid, b"RANK=1")]
-    os.kill(ours[0], signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode != 0 and (killed / "checkpoint.pt").exists()
-    code, out, err = run(killed, *plain, script=float32)
-    assert code == 0 and "goes on" in out, err
-    again = [[float(row[i]) for i in (2, 3)] for row in log(killed)]
-    assert torch.allclose(torch.tensor(again), torch.tensor(losses[0]), rtol=0, atol=1e-4)
-
-    code, _, err = run(two, "--batch_size", 7, launch=TORCHRUN)
-    assert code != 0 and err.count("--batch_size 7 does not divide among 2 processes") == 1
-
-
-def of_group(pid: int, group: int, variable: bytes) -> bool:
-    """Whether a process is one that torchrun started in this group, with this in its environment."""
-    try:
-        descends = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[3]) == group or os.getpgid(pid) == group
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        return (descends or parent == group) and variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except (OSError, IndexError):
-        return False
-
-
-def test_a_killed_worker_is_started_again(unbroken, float32):
-    folder = unbroken.parent / "restarted"
-    process = start(folder, "--dropout", 0, "--epochs", 1, script=float32, launch=[*TORCHRUN, "--max-restarts=1"])
-    wait_for(process, "tokens/s=")
-    os.kill(
-        [int(p) for p in os.listdir("/proc") if p.isdigit() and of_group(int(p), process.pid, b"RANK=0")][0], signal.SIGKILL
-    )
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0 and "goes on" in out and not (folder / "checkpoint.pt").exists(), err
-    assert int(log(folder)[-1][0]) == int(log(unbroken)[-1][0]) // 3
+def test_a_tokenizer_of_the_same_size_that_is_not_the_model_s(home, tmp_path):
+    other = train_tokenizer(["Совсем другие слова о совершенно других вещах."] * 5, 300)
+    assert other.get_vocab_size() == 300
+    other.save(str(tmp_path / "bpe_tokenizer.json"))
+    with pytest.raises(UserError, match="do not belong together"):
+        load_tokenizer(tmp_path / "bpe_tokenizer.json", load_model(home))
+    load_tokenizer(home / "bpe_tokenizer.json", load_model(home))

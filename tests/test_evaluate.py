@@ -1,4 +1,4 @@
-"""evaluate.py and probes.py against models whose answers are known, sums worked by hand, and sums written out."""
+"""evaluate.py and evaluation/scoring.py against models whose answers are known, sums worked by hand, and sums written out."""
 
 import json
 import math
@@ -11,14 +11,17 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from helpers import call
 from hub import hub
 
-import dataset
 import evaluate
-import probes
-from articles import SAMPLE
+import evaluation.scoring as scoring
+from corpus.tokenizer import encode, train_tokenizer
+from corpus.sources import BUNDLED_FILE
+from corpus.token_files import prepare_corpus
+from evaluation.scoring import Scorer
 from llm import LLM
-from probes import Judge
+from support.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 TEXT = "Кот спит. Коты спят. Столица Франции Париж. Столица Италии Рим. Столица Египта Каир. Он жил без кота и котов."
@@ -27,7 +30,7 @@ TEXT = "Кот спит. Коты спят. Столица Франции Пар
 @pytest.fixture(scope="module")
 def tokenizer():
     """One in which every word of TEXT, with the space before it, is a token."""
-    return dataset.train_tokenizer([TEXT] * 3, 2000)
+    return train_tokenizer([TEXT] * 3, 2000)
 
 
 class Table(LLM):
@@ -77,9 +80,9 @@ def test_log_probabilities_are_those_of_one_sentence_at_a_time(tokenizer):
         assert ids.shape[1] <= 13
         log_p = model(ids[:, :-1])[0].log_softmax(-1)
         expected.append(sum(log_p[i, token].item() for i, token in enumerate(ids[0, 1:])))
-    assert Judge(model, tokenizer).sentence_logprobs(sentences, "") == pytest.approx(expected, abs=1e-9)
+    assert Scorer(model, tokenizer).sentence_logprobs(sentences, "") == pytest.approx(expected, abs=1e-9)
     model.float()
-    assert Judge(model, tokenizer).sentence_logprobs(sentences, "") == pytest.approx(expected, abs=1e-3)
+    assert Scorer(model, tokenizer).sentence_logprobs(sentences, "") == pytest.approx(expected, abs=1e-3)
 
 
 def test_what_is_longer_than_the_window_is_judged_once_and_with_context(tokenizer):
@@ -92,10 +95,10 @@ def test_what_is_longer_than_the_window_is_judged_once_and_with_context(tokenize
     every = [loss(t, max(0, t - 6)) for t in range(1, 29)]  # a window of its own for each token
     fixed = [loss(t, (t - 1) // 6 * 6) for t in range(1, 29)]
     halves = [loss(t, 0 if t <= 6 else (t - 7) // 3 * 3 + 3) for t in range(1, 29)]
-    judge = Judge(model, tokenizer)
+    scorer = Scorer(model, tokenizer)
     for stride, expected in ((1, every), (6, fixed), (3, halves), (0, halves)):
-        assert judge.token_losses([ids.tolist()], [1], "", stride)[0] == pytest.approx(expected, abs=1e-9)
-    late, short = judge.token_losses([ids.tolist(), ids[:4].tolist()], [20, 2], "", 1)
+        assert scorer.token_losses([ids.tolist()], [1], "", stride)[0] == pytest.approx(expected, abs=1e-9)
+    late, short = scorer.token_losses([ids.tolist(), ids[:4].tolist()], [20, 2], "", 1)
     assert late == pytest.approx(every[19:], abs=1e-9) and short == pytest.approx(every[1:3], abs=1e-9)
 
 
@@ -104,8 +107,8 @@ def test_what_is_longer_than_the_window_is_judged_once_and_with_context(tokenize
 
 def test_the_perplexity_of_a_uniform_model_is_the_size_of_its_vocabulary(tokenizer):
     size = tokenizer.get_vocab_size()
-    ids = dataset.encode(tokenizer, TEXT)
-    result = evaluate.judge_text(Judge(Table(torch.zeros(size, size)), tokenizer), ids, TEXT, np.array(ids))
+    ids = encode(tokenizer, TEXT)
+    result = evaluate.evaluate_text(Scorer(Table(torch.zeros(size, size)), tokenizer), ids, TEXT, np.array(ids))
     for name in ("model", "model, fixed windows"):
         each = result["bits"][name]
         assert each["perplexity"] == pytest.approx(size)
@@ -119,7 +122,7 @@ def test_loss_by_position(tokenizer):
     size = tokenizer.get_vocab_size()
     model = Table(torch.zeros(size, size))
     model.max_seq_len, model.table[0, 5] = 2, math.log(3.0)  # after token 0, token 5 is three times as likely
-    result = evaluate.judge_text(Judge(model, tokenizer), [5, 7, 7, 7], "абвг", np.array([1, 2]))
+    result = evaluate.evaluate_text(Scorer(model, tokenizer), [5, 7, 7, 7], "абвг", np.array([1, 2]))
     first, other = math.log(size + 2) - math.log(3), math.log(size)  # windows <EOS> 5, 7 7
     assert result["loss_by_position"] == pytest.approx([(first + other) / 2, other])
 
@@ -132,7 +135,7 @@ def test_count_models_worked_by_hand(tokenizer, monkeypatch):
     assert np.exp(-bigram) == pytest.approx([(3 + 5) / (4 + 13), (0 + 2) / (4 + 13), (1 + 6) / (1 + 13), (0 + 6) / (4 + 13)])
 
     model = Table(torch.zeros(3, 3))
-    judged = evaluate.judge_text(Judge(model, tokenizer), [1, 2, 0, 0], "четыре", train)["bits"]
+    judged = evaluate.evaluate_text(Scorer(model, tokenizer), [1, 2, 0, 0], "четыре", train)["bits"]
     assert judged["unigram counts"]["perplexity"] == pytest.approx((13**4 / (5 * 2 * 6 * 6)) ** 0.25)
     assert judged["unigram counts"]["bits_per_char"] == pytest.approx(math.log2(13**4 / (5 * 2 * 6 * 6)) / 6)
     assert judged["bigram counts"]["perplexity"] == pytest.approx((17 * 17 * 14 * 17 / (8 * 2 * 7 * 6)) ** 0.25)
@@ -149,7 +152,7 @@ GRAMMAR = (("Кот", " спит", 9.0), ("Коты", " спят", 9.0))
 
 def test_minimal_pairs(tokenizer):
     def judged(model):
-        result = probes.judge_pairs(Judge(model, tokenizer), PAIRS)
+        result = scoring.evaluate_pairs(Scorer(model, tokenizer), PAIRS)
         by = [{name: each["accuracy"] for name, each in result[f"by_{key}"].items()} for key in ("phenomenon", "paradigm")]
         return result["overall"]["accuracy"], *by
 
@@ -161,7 +164,7 @@ def test_minimal_pairs(tokenizer):
 
 @pytest.mark.parametrize("right, count", [(8, 10), (0, 7), (7, 7), (17000, 22578)])
 def test_the_interval_is_where_the_share_is_1_96_standard_errors_off(right, count):
-    low, high = probes.wilson(right, count)
+    low, high = scoring.wilson(right, count)
     assert 0 <= low <= right / count <= high <= 1
     for end in (low, high):
         assert abs(right / count - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count), abs=1e-9)
@@ -170,21 +173,21 @@ def test_the_interval_is_where_the_share_is_1_96_standard_errors_off(right, coun
 def test_pairs_are_read_from_csv(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text('id,source_sentence,target_sentence,paradigm\n1,"Да, кот.",Нет,а\n', encoding="utf-8-sig")
-    assert probes.load_pairs(str(path)) == [
+    assert scoring.load_pairs(str(path)) == [
         {"source_sentence": "Да, кот.", "target_sentence": "Нет", "phenomenon": "", "paradigm": "а"}
     ]
     for text, message in (("a,b\n1,2\n", "target_sentence"), ("source_sentence,target_sentence\n", "no pairs")):
         path.write_text(text)
-        with pytest.raises(dataset.UserError, match=message):
-            probes.load_pairs(str(path))
-    with pytest.raises(dataset.UserError, match="no such file"):
-        probes.load_pairs(str(tmp_path / "none.csv"))
+        with pytest.raises(UserError, match=message):
+            scoring.load_pairs(str(path))
+    with pytest.raises(UserError, match="no such file"):
+        scoring.load_pairs(str(tmp_path / "none.csv"))
 
 
 def test_pairs_are_read_from_the_hub(tmp_path):
     def read(endpoint):
-        code = "import json, sys, probes\ntry: print(json.dumps(probes.load_pairs(sys.argv[1])))\n"
-        code += "except probes.UserError as e: print('error:', e)"
+        code = "import json, sys, evaluation.scoring as scoring\ntry: print(json.dumps(scoring.load_pairs(sys.argv[1])))\n"
+        code += "except scoring.UserError as e: print('error:', e)"
         env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, "-c", code, "some/pairs"], env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
@@ -204,7 +207,7 @@ KNOWN = [(f" {fact['prompt'].split()[1]}", f" {fact['answer']}", 9.0) for fact i
 
 def test_facts(tokenizer):
     def judged(model):
-        result = probes.judge_facts(Judge(model, tokenizer), FACTS)
+        result = scoring.evaluate_facts(Scorer(model, tokenizer), FACTS)
         assert result["overall"] == result["by_relation"]["столица"] and result["overall"]["chance"] == pytest.approx(1 / 3)
         return [result["overall"][key] for key in ("count", "top1", "top1_corrected", "mrr", "mrr_corrected", "exact")]
 
@@ -218,14 +221,14 @@ def test_facts(tokenizer):
 
 def test_an_answer_that_is_only_the_beginning_of_a_word_is_no_exact_match(tokenizer):
     model = table(tokenizer, (" Франции", " Париж", 9.0), (" Париж", "s", 9.0))
-    assert probes.judge_facts(Judge(model, tokenizer), FACTS[:1])["overall"]["exact"] == 0
+    assert scoring.evaluate_facts(Scorer(model, tokenizer), FACTS[:1])["overall"]["exact"] == 0
 
 
 def test_how_often_subject_and_answer_stand_together(tokenizer):
     sentences = ["Франция любит Париж.", "В Париже, сердце Франции, тепло.", "Париж.", "Столица Италии.", "О Риме и Италии."]
     words = evaluate.words_of(sentences)
-    assert probes.cooccurrences(FACTS, words) == [2, 1, 0]
-    result = probes.judge_facts(Judge(table(tokenizer, KNOWN[0]), tokenizer), FACTS, words)
+    assert scoring.cooccurrences(FACTS, words) == [2, 1, 0]
+    result = scoring.evaluate_facts(Scorer(table(tokenizer, KNOWN[0]), tokenizer), FACTS, words)
     counted = {name: (each["count"], each["top1"]) for name, each in result["by_sentences"].items()}
     assert counted == {"0": (1, 0), "1": (1, 0), "2": (1, 1)}
 
@@ -244,7 +247,7 @@ def test_samples(tokenizer):
     model = table(tokenizer, *((a, b, 99.0) for a, b in zip(words, words[1:])))
     end = tokenizer.token_to_id(".")
     model.table[0, tokenizer.encode("Он").ids[0]] = model.table[end, 0] = 99.0  # after <EOS>, and after the full stop
-    result = evaluate.judge_samples(Judge(model, tokenizer), ["Он жил без ктоа."], evaluate.words_of(["Он жил без кота"]), 0)
+    result = evaluate.evaluate_samples(Scorer(model, tokenizer), ["Он жил без ктоа."], evaluate.words_of(["Он жил без кота"]), 0)
     assert result["real"]["known"] == 0.75 and result["real"]["recited"] == 0
     for temperature in ("0.5", "1.0"):
         written = result[temperature]
@@ -261,10 +264,10 @@ def test_samples(tokenizer):
 def folder(tmp_path_factory) -> Path:
     """A folder as train.py leaves it, with a model that has learned nothing."""
     folder = tmp_path_factory.mktemp("evaluate")
-    lines = SAMPLE.read_text(encoding="utf-8").splitlines()[:60]
+    lines = BUNDLED_FILE.read_text(encoding="utf-8").splitlines()[:60]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
     articles = [json.loads(line)["sample"] for line in lines]
-    text = dataset.prepare(articles, folder / "cache", 600, 0.02, 10_000_000)
+    text = prepare_corpus(articles, folder / "cache", 600, 0.02, 10_000_000)
     text.tokenizer.save(str(folder / "bpe_tokenizer.json"))
     torch.manual_seed(0)
     torch.save(LLM(text.tokenizer.get_vocab_size(), 16, 2, 1, 32).state_dict(), folder / "parameters.pt2")
@@ -289,7 +292,7 @@ def test_all_parts_and_then_one_alone(folder, monkeypatch, capsys):
     assert set(results) == {"weights", "text", "facts", "samples", "cases"}
     with open(folder / "text.jsonl", encoding="utf-8") as file:
         assert results["text"]["characters"] == len(json.loads(file.readlines()[-1])["sample"])  # one of 60 is held out
-    assert results["facts"]["overall"]["count"] == len(SAMPLE.with_name("facts.jsonl").read_text().splitlines())
+    assert results["facts"]["overall"]["count"] == len(BUNDLED_FILE.with_name("facts.jsonl").read_text().splitlines())
     assert matplotlib.image.imread(folder / "evaluation.png").shape == (1000, 1300, 4)
 
     run(folder, monkeypatch, "--facts", folder / "facts.jsonl", "--pairs", folder / "pairs.csv")
@@ -313,6 +316,33 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(folder, tmp_path):
         (["--out_dir", folder, "--pairs", tmp_path / "none.csv"], "no such file"),
         (["--out_dir", folder, "--dataset", folder / "text.jsonl", "--vocab_size", 500], "was not trained on this text"),
     ]:
-        done = subprocess.run([sys.executable, "evaluate.py", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True)
-        last = done.stderr.splitlines()[-1]
-        assert done.returncode == 2 and message in last and last.startswith("evaluate.py") and "Traceback" not in done.stderr
+        done = call("evaluate.py", *arguments)
+        last = done.err.splitlines()[-1]
+        assert done.code == 2 and message in last and last.startswith("evaluate.py") and "Traceback" not in done.err
+
+
+def test_the_text_settings_of_the_run_travel_with_the_weights(trained, tmp_path):
+    """Without any flag of the text; another split is named, since its held-out articles may have been trained on."""
+    done = call("evaluate.py", "--out_dir", trained, "--facts", BUNDLED_FILE.with_name("facts.jsonl"))
+    assert done.code == 0 and "text: " + str(trained / "text.jsonl") in done.out, done.err
+    done = call("evaluate.py", "--out_dir", trained, "--val_fraction", 0.3)
+    assert done.code == 2 and "was not trained on this text, or not on this part of it" in done.err
+
+
+def test_pairs_are_not_scored_with_another_tokenizer_of_the_same_size(trained, tmp_path):
+    (tmp_path / "parameters.pt2").write_bytes((trained / "parameters.pt2").read_bytes())
+    other = train_tokenizer(BUNDLED_FILE.read_text(encoding="utf-8").splitlines()[200:300], 600)
+    other.save(str(tmp_path / "bpe_tokenizer.json"))
+    (tmp_path / "pairs.csv").write_text("source_sentence,target_sentence\nКот спит.,Кот спят.\n", encoding="utf-8")
+    done = call("evaluate.py", "--out_dir", tmp_path, "--pairs", tmp_path / "pairs.csv")
+    assert done.code == 2 and "do not belong together" in done.err
+
+
+def test_facts_as_other_programs_write_them(tmp_path):
+    fact = {"relation": "столица", "prompt": "Столица\u2028Франции —", "answer": "Париж"}
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\ufeff\n" + json.dumps(fact, ensure_ascii=False) + "\n\n", encoding="utf-8")  # BOM, blank lines
+    assert evaluate.load_facts(path) == [fact]
+    path.write_bytes(json.dumps(fact, ensure_ascii=False).encode("cp1251", "replace"))
+    with pytest.raises(UserError, match="facts.jsonl is not in UTF-8, but probably in CP1251; convert it:  iconv"):
+        evaluate.load_facts(path)

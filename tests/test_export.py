@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import ARTICLES, ROOT, call
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-import cli
 import export
-from articles import SAMPLE
-from dataset import TextDataset, encode, encode_prompt, tokenizer_key, train_tokenizer
+from corpus.sentences import split_sentences
+from corpus.tokenizer import encode_prompt, load_tokenizer, tokenizer_key, train_tokenizer
+from dataset import TextDataset, encode
 from llm import LLM, Cache
-from sentences import split_sentences
+from support.cli import UserError
 
-ROOT = Path(__file__).parent.parent
 NAMES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
 LOG = "step,tokens,seconds,train_loss,val_loss,bits_per_char,learning_rate,tokens_per_second\n7,57344,90,3.25,4.56789,2.3456,0.1,8000\n"
 
@@ -43,7 +43,7 @@ def theirs(folder: Path, **options):
 
 @pytest.fixture(scope="module")
 def articles() -> list[str]:
-    return [json.loads(line)["sample"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()[:60]]
+    return ARTICLES[:60]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def trained(tmp_path_factory, articles, tokenizer) -> Path:
     torch.save(state, out / "parameters.pt2")
     tokenizer.save(str(out / "bpe_tokenizer.json"))
     (out / "training_log.csv").write_text(LOG)
-    code, stdout, err = run("export.py", "--out_dir", out)
+    code, stdout, err = call("export.py", "--out_dir", out)
     assert code == 0 and "huggingface" in stdout, err
     return out
 
@@ -93,7 +93,7 @@ def random_model(seed: int, vocab_size: int) -> LLM:
 @pytest.mark.parametrize("seed", range(8))
 def test_random_models_compute_the_same(seed, tokenizer, tmp_path):
     model = random_model(seed, tokenizer.get_vocab_size())
-    export.write(tmp_path / "folder", export.files(model, tokenizer, {}))
+    export.replace_folder(tmp_path / "folder", export.exported_files(model, tokenizer, {}))
     other, _ = theirs(tmp_path / "folder", attn_implementation=("sdpa", "eager")[seed % 2])
     assert {p.dtype for p in other.parameters()} == {torch.float32}
     assert sum(p.numel() for p in other.parameters()) == sum(p.numel() for p in model.parameters())
@@ -120,7 +120,7 @@ def test_random_models_compute_the_same(seed, tokenizer, tmp_path):
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)
     expected = {name: parameter.grad for name, parameter in other.named_parameters()}  # the tied matrix is in it once
-    ours = export.tensors(model)
+    ours = export.qwen3_tensors(model)
     assert ours.keys() == expected.keys()
     for name, gradient in ours.items():
         assert (gradient - expected[name]).abs().max() < 1e-4 * max(1, expected[name].abs().max()), name
@@ -130,7 +130,7 @@ def test_random_models_compute_the_same(seed, tokenizer, tmp_path):
 @pytest.mark.parametrize("seed", [100, 101, 102])
 def test_200_greedy_tokens_of_random_models_are_the_same(seed, tokenizer, tmp_path):
     model = random_model(seed, tokenizer.get_vocab_size())
-    export.write(tmp_path / "folder", export.files(model, tokenizer, {}))
+    export.replace_folder(tmp_path / "folder", export.exported_files(model, tokenizer, {}))
     other, _ = theirs(tmp_path / "folder")
     prompt = torch.randint(1, model.vocab_size, (2, 11))
     stream = model.generate(prompt, temperature=0)
@@ -141,7 +141,7 @@ def test_200_greedy_tokens_of_random_models_are_the_same(seed, tokenizer, tmp_pa
 
 
 def test_a_trained_model_writes_the_same_text(trained, articles):
-    model, tokenizer = LLM.load(trained / "parameters.pt2"), export.load_tokenizer(trained / "bpe_tokenizer.json")
+    model, tokenizer = LLM.load(trained / "parameters.pt2"), load_tokenizer(trained / "bpe_tokenizer.json")
     other, their_tokenizer = theirs(trained / "huggingface")
     prompt = " ".join(articles[0].split()[:2])
     _, ids = encode_prompt(tokenizer, prompt)
@@ -167,8 +167,9 @@ def test_a_pipeline_stops_where_generate_does_after_a_sentence(trained, articles
     assert status == 0, err
     ended = 0
     for prompt, text in zip(prompts, json.loads(out.splitlines()[-1])):
-        ours = run("generate.py", prompt, "--out_dir", trained, "--temperature", 0, "--sentences", 1, "--max_new_tokens", 200)[1]
-        if len(encode(export.load_tokenizer(trained / "bpe_tokenizer.json"), text)) < 200:  # else it ends at the window
+        flags = ["--temperature", 0, "--sentences", 1, "--max_new_tokens", 200]
+        ours = call("generate.py", prompt, "--out_dir", trained, *flags).out
+        if len(encode(load_tokenizer(trained / "bpe_tokenizer.json"), text)) < 200:  # else it ends at the window
             assert ours.rstrip() == text.rstrip()  # white space at the end: ours marks the end of an article
             ended += 1
     assert ended > len(prompts) / 2
@@ -192,7 +193,7 @@ def test_the_tokenizer_gives_the_same_ids(trained, articles):
 
     Theirs does not split sentences: dataset.encode()'s ids are those of each sentence, with an <EOS> after it.
     """
-    tokenizer, other = export.load_tokenizer(trained / "bpe_tokenizer.json"), theirs(trained / "huggingface")[1]
+    tokenizer, other = load_tokenizer(trained / "bpe_tokenizer.json"), theirs(trained / "huggingface")[1]
     eos = tokenizer.token_to_id("<EOS>")
     draw, words = random.Random(0), " ".join(articles).split()
     strings = [random_string(draw, words) for _ in range(1000)]
@@ -212,7 +213,7 @@ def test_the_tokenizer_gives_the_same_ids(trained, articles):
 
 
 def test_the_end_token_and_the_shape_are_the_same(trained):
-    model, tokenizer = LLM.load(trained / "parameters.pt2"), export.load_tokenizer(trained / "bpe_tokenizer.json")
+    model, tokenizer = LLM.load(trained / "parameters.pt2"), load_tokenizer(trained / "bpe_tokenizer.json")
     other, their_tokenizer = theirs(trained / "huggingface")
     eos = tokenizer.token_to_id("<EOS>")
     assert their_tokenizer.eos_token == "<EOS>" and their_tokenizer.eos_token_id == eos
@@ -230,19 +231,19 @@ def test_the_folder_is_whole_and_its_card_has_the_figures(trained):
         assert figure in card
     before = bytes_of(folder)
     (trained / "evaluation.json").write_text(json.dumps({"weights": "of another model", "facts": {"overall": {"exact": 0.123}}}))
-    assert run("export.py", "--out_dir", trained)[0] == 0
+    assert call("export.py", "--out_dir", trained).code == 0
     assert bytes_of(folder) == before  # the same again, and nothing of a model that is not this one
 
 
 def test_what_goes_wrong_is_one_line_and_the_old_export_stays(trained, tmp_path):
     def fails(out: Path, message: str, *command) -> None:
-        code, _, err = run(*(command or ("export.py", "--out_dir", out)))
+        code, _, err = run(*command) if command else call("export.py", "--out_dir", out)
         assert code == 2 and message in err and len(err.splitlines()) == 1 and err.startswith("export.py: "), err
 
     fails(tmp_path, "train a model first")
     fails(tmp_path / "nowhere", "train a model first")
     (tmp_path / "parameters.pt2").write_bytes((trained / "parameters.pt2").read_bytes())
-    fails(tmp_path, "bpe_tokenizer.json is not there")
+    fails(tmp_path, "bpe_tokenizer.json is missing")
     (tmp_path / "bpe_tokenizer.json").write_bytes((trained / "bpe_tokenizer.json").read_bytes())
 
     before, there = bytes_of(trained / "huggingface"), sorted(trained.iterdir())
@@ -253,16 +254,18 @@ def test_what_goes_wrong_is_one_line_and_the_old_export_stays(trained, tmp_path)
 
     (tmp_path / "huggingface").mkdir()
     (tmp_path / "huggingface" / "thesis.txt").write_text("mine")
-    fails(tmp_path, "thesis.txt, which export.py did not write")
+    (tmp_path / "huggingface" / ".DS_Store").write_text("")  # a file manager's, and in nobody's way
+    fails(tmp_path, "holds thesis.txt, which export.py did not write")
+    (tmp_path / "huggingface" / ".DS_Store").unlink()
     assert bytes_of(tmp_path / "huggingface") == {"thesis.txt": b"mine"}
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(cli.UserError, match="no folder"):
-        export.write(tmp_path / "file", {})
+    with pytest.raises(UserError, match="no folder"):
+        export.replace_folder(tmp_path / "file", {})
 
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_failure_between_the_two_renames_brings_the_old_export_back(failing, tmp_path, monkeypatch):
-    export.write(tmp_path / "folder", {"a": b"old"})
+    export.replace_folder(tmp_path / "folder", {"a": b"old"})
     rename, calls = os.rename, []
 
     def broken(source, target):
@@ -273,8 +276,8 @@ def test_a_failure_between_the_two_renames_brings_the_old_export_back(failing, t
 
     monkeypatch.setattr(os, "rename", broken)
     with pytest.raises(OSError):
-        export.write(tmp_path / "folder", {"a": b"new"})
+        export.replace_folder(tmp_path / "folder", {"a": b"new"})
     assert bytes_of(tmp_path / "folder") == {"a": b"old"} and [path.name for path in tmp_path.iterdir()] == ["folder"]
     monkeypatch.undo()
-    export.write(tmp_path / "folder", {"a": b"new"})
+    export.replace_folder(tmp_path / "folder", {"a": b"new"})
     assert bytes_of(tmp_path / "folder") == {"a": b"new"} and [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from decode import decoder
-from llm import LLM, NORM_EPS, Cache, RMSNorm, attention, fused_attention, rotary_tables, rotate, sample
+from llm import LLM, Cache, RMSNorm, attention, fused_attention, rotary_tables, rotate, sample
+from support.numpy_decoder import fastest_step, numpy_step
 
 VOCAB = 50
 
@@ -157,11 +157,11 @@ def test_cached_logits_equal_uncached_ones(pieces):
 def test_the_decoder_in_numpy_gives_the_logits_of_the_model():
     model, ids = small_model(), tokens(2, 12)
     cache, other = Cache(model, 2), Cache(model, 2)
-    step = decoder(model, cache, NORM_EPS)
+    step = numpy_step(model)
     with torch.no_grad():
         for piece in ids.split([4, 1, 1, 5, 1], dim=1):
             expected = model(piece, other)[:, -1]
-            assert torch.allclose(torch.from_numpy(step(piece.numpy())), expected, atol=1e-5)
+            assert torch.allclose(step(piece, cache), expected, atol=1e-5)
             assert cache.length == other.length
             assert all(torch.allclose(*kept, atol=1e-5) for kept in zip(cache.layers, other.layers))
 
@@ -169,7 +169,9 @@ def test_the_decoder_in_numpy_gives_the_logits_of_the_model():
 @pytest.mark.parametrize("count", [2, 5])  # in numpy, and in PyTorch
 def test_generation_equals_feeding_the_whole_text_back(count):
     model, ids = small_model(), tokens(count, 3)
-    stream, text = model.generate(ids, temperature=0), ids
+    step = fastest_step(model, count)
+    assert (step is None) == (count == 5)
+    stream, text = model.generate(ids, temperature=0, step=step), ids
     for _ in range(13):  # to the end of the window
         expected = model(text)[:, -1].argmax(-1)
         assert torch.equal(next(stream), expected)
@@ -202,6 +204,7 @@ def test_sampling_draws_from_the_distribution_it_names():
     assert shares(1.0, 0, 0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)  # 0.5 is not yet 0.6
     assert shares(0.5) == pytest.approx([0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365], abs=0.015)
     assert shares(0) == [1, 0, 0, 0]
+    assert shares(1e-40) == shares(1.0, 0, 1e-50) == [1, 0, 0, 0]  # limits, not errors
 
 
 def test_the_state_dict_brings_the_model_back(tmp_path):

@@ -8,7 +8,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_links_to_lines_hold_the_names():
-    links = re.findall(r"\[`(\w+)`\]\((\w+\.py)#L(\d+)\)", README)
+    links = re.findall(r"\[`(\w+)`\]\(([\w/]+\.py)#L(\d+)\)", README)
     assert len(links) > 10
     for name, file, line in links:
         code = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
@@ -16,8 +16,10 @@ def test_links_to_lines_hold_the_names():
 
 
 def test_the_files_are_there_and_all_named():
-    named = set(re.findall(r"`(\w+\.py)`", README))
-    assert named == {path.name for path in ROOT.glob("*.py")}
+    layout = README.split("## The layout")[1].split("## ")[0]
+    folders = ("corpus", "support", "evaluation", "interpretability")
+    modules = {path.name for folder in folders for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"\w+\.py", layout)) == {path.name for path in ROOT.glob("*.py")} | modules
     assert all((ROOT / picture).exists() for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README))
 
 

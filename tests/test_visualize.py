@@ -1,223 +1,45 @@
-"""The page in a real browser: it loads from disk without network, and computes what Python computes."""
+"""visualize.py as a person starts it."""
 
-import random
 import shutil
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-
-import inside
-import llm
-import visualize
-from articles import SAMPLE
-from dataset import EOS, encode_prompt, train_tokenizer
-from llm import LLM
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
-HOSTILE = "<script>alert(1)</script> </script> \"'`@WEIGHTS@ 🙂👍🏽 שלום \u202e&amp;<b>"
+from helpers import ARTICLES, call, write_articles
+from matplotlib.image import imread
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(SAMPLE.read_text(encoding="utf-8").splitlines()[:30], 500)
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    """A copy of the folder of a trained model, to write into."""
+    return shutil.copytree(trained, tmp_path / "trained")
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer) -> LLM:
-    """No weight zero, each one that float16 can hold."""
-    torch.manual_seed(0)
-    model = LLM(tokenizer.get_vocab_size(), 32, 2, 3, 128).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_((parameter + torch.randn_like(parameter) * 0.2).half())
-    return model
+def test_the_page_is_written(folder):
+    done = call("visualize.py", "Волга впадает в", "--out_dir", folder)
+    assert done.code == 0 and str(folder / "visualization.html") in done.out, done.err
+    html = (folder / "visualization.html").read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>") and '"prompt": "Волга впадает в"' in html
+    assert len(list(folder.glob("*.tmp"))) == 0
 
 
-def written(model, tokenizer, folder, prompt):
-    tokens = np.random.default_rng(0).integers(model.vocab_size, size=800).astype(np.uint16)
-    (folder / "training_log.csv").write_text("step,train_loss,val_loss\n10,5.5,5.6\n20,4.5,4.7\n")
-    measured = inside.measure(model, tokenizer, tokens, tokens[:200], folder)
-    path = folder / "visualization.html"
-    path.write_text(visualize.page(model, tokenizer, measured, prompt), encoding="utf-8")
-    return path
+def test_another_text_is_refused(folder, tmp_path):
+    """Its held-out articles may be among those that the model was trained on."""
+    other = write_articles(tmp_path / "other.jsonl", ARTICLES[50:150])
+    for flags in (["--dataset", other], ["--val_fraction", 0.3]):
+        done = call("visualize.py", "--out_dir", folder, *flags)
+        assert done.code == 2 and "was not trained on this text" in done.err
+    assert not (folder / "visualization.html").exists()
 
 
-@pytest.fixture(scope="module")
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+def test_a_damaged_log_is_named(folder):
+    (folder / "training_log.csv").write_text("step,val_loss\n10,five\n")
+    done = call("visualize.py", "--out_dir", folder)
+    assert done.code == 2 and "training_log.csv" in done.err and done.err.count("\n") == 1, done.err
 
 
-@pytest.fixture(scope="module")
-def page(browser, model, tokenizer, tmp_path_factory):
-    browser.get(written(model, tokenizer, tmp_path_factory.mktemp("page"), "Волга впадает в Каспийское море").as_uri())
-    return browser
-
-
-def test_it_loads_from_disk_without_an_error_or_a_request(page):
-    assert page.get_log("browser") == []
-    requests = [entry["message"] for entry in page.get_log("performance") if '"Network.requestWillBeSent"' in entry["message"]]
-    assert requests and all('"url":"file://' in request for request in requests)
-    assert len(page.find_elements("css selector", "section")) == 9
-
-
-def test_token_ids_are_those_of_python(page, tokenizer):
-    generator = random.Random(0)
-    words = SAMPLE.read_text(encoding="utf-8").split()[:3000]
-    texts = ["", " ", "А. С. Пушкин родился в 1799 г. в Москве. Там", "Да… Нет! «Что?» — спросил.\n\nЭто т. е. вот.", HOSTILE]
-    for _ in range(200):
-        texts.append(" ".join(generator.choices(words, k=generator.randrange(1, 12))))
-        alphabet = "абвгд ёЖЗ.!?…«»—- \n\t\r12\0\u00a0\u2028🙂👍🏽שלם\u202eéÅﬁ<>&\"'e\u0301"
-        texts.append("".join(generator.choices(alphabet, k=generator.randrange(30))))
-    found = page.execute_script("return arguments[0].map((text) => tokenizer.encode_prompt(text).map(({ id }) => id))", texts)
-    for text, ids in zip(texts, found):
-        assert ids == encode_prompt(tokenizer, text)[1], repr(text)
-
-
-def test_logits_attention_and_lens_are_those_of_python(page, model):
-    ids = torch.randint(model.vocab_size, (40,), generator=torch.Generator().manual_seed(1)).tolist()
-    off = [[False, False], [True, False], [False, False]]
-    script = """const run = (off) => { const cache = model.forward(arguments[0], new Cache(L), off);
-        return [Array.from(arguments[0].keys(), (at) => Array.from(model.predict(cache, at))),
-                cache.layers.map((layer) => layer.weights.map((heads) => heads.map((row) => Array.from(row)))),
-                [cache.embedding[7], ...cache.layers.map((layer) => layer.residual[7])].map((x) => Array.from(model.logits(x)))]; };
-        return [run([]), run(arguments[1])]"""
-    whole, without = page.execute_script(script, ids, off)
-    for (logits, weights, lens), heads in ((whole, ()), (without, {(1, 0)})):
-        expected = inside.trace(model, torch.tensor(ids), heads)
-        assert torch.allclose(torch.tensor(logits), expected.logits, rtol=0, atol=1e-3)
-        assert torch.allclose(torch.tensor(lens), expected.lens[:, 7], rtol=0, atol=1e-3)
-        assert lens[-1] == logits[7]
-        for layer in range(model.num_layers):
-            for at, row in enumerate(weights[layer]):
-                for head in range(model.num_heads):
-                    assert sum(row[head]) == pytest.approx(1, abs=1e-5)
-                    assert row[head] == pytest.approx(expected.layers.weights[layer, head, at, : at + 1].tolist(), abs=1e-4)
-
-
-def test_a_cache_changes_nothing(page, model):
-    script = """const cache = new Cache(L);
-        for (const ids of [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 9, 9]]) model.forward(ids, cache);
-        return Array.from(model.predict(cache, 3))"""
-    expected = model(torch.tensor([[1, 2, 9, 9]]))[0, -1]
-    assert torch.allclose(torch.tensor(page.execute_script(script)), expected, rtol=0, atol=1e-3)
-
-
-def type_text(page, text):
-    page.execute_script(
-        "const t = document.getElementById('text'); t.value = arguments[0]; t.dispatchEvent(new Event('input'))", text
-    )
-
-
-def test_typing_changes_tokens_and_prediction(page):
-    seen = []
-    for text in ("Волга", "Волга впадает"):
-        type_text(page, text)
-        seen.append([page.find_element("id", part).text for part in ("tokens", "prediction", "stream")])
-    assert all(a != b for a, b in zip(*seen))
-
-
-def test_sliders_give_the_softmax_that_python_gives(page, model, tokenizer):
-    type_text(page, "Волга впадает в")
-    ids = encode_prompt(tokenizer, "Волга впадает в")[1]
-    logits = model(torch.tensor([ids]))[0, -1]
-    page.execute_script("const s = document.getElementById('temperature'); s.value = 0.5; s.dispatchEvent(new Event('input'))")
-    expected = (logits / 0.5).softmax(-1).sort(descending=True)
-    found = page.execute_script("return prediction()")
-    assert [row["p"] for row in found] == pytest.approx(expected.values.tolist(), abs=1e-4)
-    shown = page.find_element("css selector", "#prediction tr").text
-    assert f"{100 * expected.values[0]:.1f}%" in shown
-    page.execute_script("const s = document.getElementById('top_k'); s.value = 3; s.dispatchEvent(new Event('input'))")
-    top = page.execute_script("return prediction()")
-    assert [row["id"] for row in top] == logits.topk(3).indices.tolist() and sum(row["p"] for row in top) == pytest.approx(1)
-    page.execute_script("state.top_k = 0; state.temperature = 1; draw()")
-
-
-def test_a_head_switched_off_changes_the_prediction(page, model, tokenizer):
-    type_text(page, "Волга впадает в")
-    page.find_element("id", "switch").click()
-    ids = torch.tensor(encode_prompt(tokenizer, "Волга впадает в")[1])
-    expected = inside.trace(model, ids, {(0, 0)}).logits[-1]
-    found = page.execute_script("return Array.from(model.predict(cache, state.at))")
-    assert torch.allclose(torch.tensor(found), expected, rtol=0, atol=1e-3)
-    page.find_element("id", "switch").click()
-
-
-def test_a_token_that_is_hidden_is_not_looked_at(page, model, monkeypatch):
-    """Against the attention of llm.py with one column of its scores taken away below the diagonal."""
-    ids, hidden = [5, 6, 7, 8, 9, 10], 2
-
-    def attention(q, k, v):
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + torch.full((6, 6), float("-inf")).triu(1)
-        scores[..., hidden + 1 :, hidden] = float("-inf")
-        return scores.softmax(-1) @ v, None
-
-    monkeypatch.setattr(llm, "attention", attention)
-    expected = model(torch.tensor([ids]))[0, -1]
-    script = """const whole = model.forward(arguments[0], new Cache(L));
-        const other = model.forward(arguments[0], whole.fork(arguments[1] + 1), [], arguments[1]);
-        return Array.from(model.predict(other, 5))"""
-    found = torch.tensor(page.execute_script(script, ids, hidden))
-    assert torch.allclose(found, expected, rtol=0, atol=1e-3)
-    monkeypatch.undo()
-    assert not torch.allclose(found, model(torch.tensor([ids]))[0, -1], rtol=0, atol=1e-2)
-
-
-def test_case_endings_are_ranked_as_python_ranks_them(page, model, tokenizer):
-    text, word, endings = "Они подошли к", "больш", ["ой", "ому", "ую", "их"]
-    start = len(encode_prompt(tokenizer, text)[1])
-    scores = []
-    for ending in endings:
-        ids = encode_prompt(tokenizer, f"{text} {word}{ending}")[1]
-        logs = model(torch.tensor([ids]))[0].log_softmax(-1)
-        scores.append(sum(logs[at - 1, ids[at]] for at in range(start, len(ids))))
-    expected = sorted(zip(torch.stack(scores).softmax(0).tolist(), endings), reverse=True)
-    found = page.execute_script("return endings(...arguments)", text, word, endings)
-    assert [row["ending"] for row in found] == [ending for _, ending in expected]
-    assert [row["p"] for row in found] == pytest.approx([p for p, _ in expected], abs=1e-3)
-
-
-def test_arrow_keys_choose_tokens(page):
-    type_text(page, "Волга впадает в")
-    last = page.execute_script("document.querySelector('#strip').lastChild.focus(); return state.at")
-    for step in (1, 2):
-        page.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
-        assert page.execute_script("return state.at") == last - step
-        assert page.switch_to.active_element.get_attribute("aria-pressed") == "true"
-
-
-def test_nothing_jumps_while_typing(page):
-    script = """[drawHead, drawEmbedding, drawMLP, drawContext].forEach((drawn) => drawn());
-        return Array.from(document.querySelectorAll('h2'), (title) => title.offsetTop)"""
-    places = []
-    for text in ("Волга", "Волга впадает в Каспийское море, а Нева — в Балтийское. " * 3):
-        type_text(page, text)
-        places.append(page.execute_script(script))
-    assert places[0] == places[1]
-
-
-def test_a_hostile_prompt_shows_as_text(browser, model, tokenizer, tmp_path):
-    browser.get(written(model, tokenizer, tmp_path, HOSTILE).as_uri())
-    assert browser.find_element("id", "text").get_attribute("value") == HOSTILE
-    labels = [button.get_attribute("textContent") for button in browser.find_elements("css selector", "#strip .token")]
-    assert labels[0] == EOS and "<" in "".join(labels[1:]) and len(browser.find_elements("css selector", "#tokens script")) == 0
-    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-
-
-def test_nothing_overflows_on_a_narrow_screen(page, browser, model, tokenizer, tmp_path):
-    browser.get(written(model, tokenizer, tmp_path, "Столицей Франции является город").as_uri())
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    )
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+def test_png_draws_the_attention_instead(folder, tmp_path):
+    done = call("visualize.py", "Волга", "--out_dir", folder, "--png", tmp_path / "heads.png")
+    assert done.code == 0, done.err
+    assert imread(tmp_path / "heads.png").ndim == 3 and not (folder / "visualization.html").exists()
+    done = call("visualize.py", "слово " * 500, "--out_dir", folder, "--png", tmp_path / "long.png")
+    assert done.code == 2 and "at once" in done.err and not (tmp_path / "long.png").exists()

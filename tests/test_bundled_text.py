@@ -6,13 +6,13 @@ import re
 from collections import Counter
 
 import params
-from articles import SAMPLE
-from sentences import split_sentences
+from corpus.sentences import split_sentences
+from corpus.sources import BUNDLED_FILE
 
-LINES = SAMPLE.read_text(encoding="utf-8").splitlines()
+LINES = BUNDLED_FILE.read_text(encoding="utf-8").splitlines()
 ARTICLES = [json.loads(line)["sample"] for line in LINES]
 SENTENCES = [sentence.strip() for article in ARTICLES for sentence in split_sentences(article)]
-FACTS = [json.loads(line) for line in SAMPLE.with_name("facts.jsonl").read_text(encoding="utf-8").splitlines()]
+FACTS = [json.loads(line) for line in BUNDLED_FILE.with_name("facts.jsonl").read_text(encoding="utf-8").splitlines()]
 CHARACTERS = re.compile(r"[А-Яа-яЁёA-Za-z0-9 \n.,:;!?…«»„“()—–\-%°№/+=×²³⁰¹⁴⁵⁶⁷⁸⁹⁻₀₁₂₃₄₅₆₇₈₉√πΔλ·−′″≈§&€$'’]+")
 
 
@@ -33,7 +33,7 @@ def test_it_is_not_stamped_from_templates():
     assert len(set(re.findall("[а-яё]+", " ".join(ARTICLES).lower()))) >= 12_000
     openings = Counter(tuple(sentence.split()[:4]) for sentence in SENTENCES)
     assert openings.most_common(1)[0][1] <= 0.02 * len(SENTENCES)
-    file = SAMPLE.read_bytes()
+    file = BUNDLED_FILE.read_bytes()
     assert len(file) / len(lzma.compress(file, preset=9)) <= 4.6
 
 

@@ -1,0 +1,61 @@
+"use strict";
+// Keeps the page up to date: reads the text, runs the model, and draws the sections.
+
+let drawing_timer; // of the sections that are drawn once the typing stops
+
+function draw() {
+  draw_tokens();
+  draw_prediction();
+  draw_maps();
+  draw_stream();
+  clearTimeout(drawing_timer);
+  clearTimeout(hiding_timer);
+  drawing_timer = setTimeout(draw_slow_sections, 200);
+}
+
+function draw_slow_sections() {
+  draw_head();
+  draw_embedding();
+  draw_mlp();
+  draw_context();
+}
+
+/** Choose a token. The keyboard focus moves to its button if a button in the same row has the focus. */
+function choose(at) {
+  const focused_row = ["#strip", "#tokens .tokens"].find((row) => document.activeElement.closest(row));
+  state.at = Math.max(0, Math.min(state.ids.length - 1, at));
+  draw();
+  if (focused_row) document.querySelector(focused_row).children[state.at].focus({ preventScroll: true });
+}
+
+/** Run the model on what is new in the text, and draw. */
+function run() {
+  const began = performance.now();
+  model.forward(state.ids, cache, state.ablated);
+  draw();
+  const milliseconds = (performance.now() - began).toFixed(0);
+  const full = state.ids.length === max_seq_len ? "; the window is full" : "";
+  const message = `${state.ids.length} of ${max_seq_len} tokens, ${milliseconds} ms${full}`;
+  document.getElementById("status").textContent = message;
+}
+
+/** Show a text. If it is longer than the window, its last tokens are shown. */
+function read(text) {
+  state.tokens = tokenizer.encode_prompt(text).slice(-max_seq_len);
+  state.ids = state.tokens.map(({ id }) => id);
+  state.at = state.ids.length - 1;
+  run();
+}
+
+const field = document.getElementById("text");
+field.value = data.prompt;
+field.addEventListener("input", () => read(field.value));
+document.getElementById("strip").addEventListener("keydown", ({ key }) => {
+  if (key === "ArrowLeft") choose(state.at - 1);
+  if (key === "ArrowRight") choose(state.at + 1);
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw); // a canvas keeps its old colours
+draw_training();
+draw_measured();
+draw_cases();
+read(data.prompt);

@@ -1,0 +1,27 @@
+"use strict";
+// Section 9: how the model learned.
+
+// 9. Training
+
+const training_parts = add_section(
+  "training",
+  "9. Training",
+  "The model learned all of this from text with one rule: change each number slightly so that the next token " +
+    "becomes more likely. Here is how the loss fell, on the training text and on held-out text, and how the " +
+    "model continued one prompt as it learned.",
+  "loss = −ln p(next token), the mean over tokens, in nats; e^loss is the perplexity",
+  "curve",
+  "samples",
+);
+
+function draw_training() {
+  const { log, samples } = data.measured.training;
+  if (log.step) {
+    const lines = [["held-out text", log.step, log.val_loss], ["training text", log.step, log.train_loss]];
+    training_parts.curve.append(chart(lines, "step", "nats per token"));
+  }
+  if (samples.length) {
+    const lines = samples.map(({ step, text }) => [String(step), text]);
+    training_parts.samples.append(box("continuations during training", 0, table(lines, 0, ["step", "text"])));
+  }
+}

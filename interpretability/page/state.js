@@ -1,0 +1,32 @@
+"use strict";
+// What all sections share: the model, the text that is shown, and what is chosen in it.
+
+// What make_page() in interpretability/page.py puts into the page
+const data = JSON.parse(document.getElementById("data").textContent);
+const weights_base64 = document.getElementById("weights").textContent;
+
+const tokenizer = new Tokenizer(data.tokenizer);
+const model = new LLM(data.architecture, unpack_weights(weights_base64, data.tensors));
+const { d_model: D, num_heads: H, num_layers: L, max_seq_len, vocab_size: V, head_size: d, hidden } = model;
+
+const state = {
+  tokens: [], // [{id, piece}], the text
+  ids: [], // their ids
+  at: 0, // the position of the chosen token
+  layer: 0, // of the chosen head
+  head: 0,
+  ablated: Array.from({ length: L }, () => Array(H).fill(false)), // [layer][head]
+  temperature: 1,
+  top_k: 0,
+  top_p: 1,
+};
+let cache = new Cache(L); // the activations of the text
+
+/** The token at a position, as it is shown. */
+function label_at(position) {
+  return tokenizer.label(state.ids[position]);
+}
+
+function head_name(layer, head) {
+  return `layer ${layer + 1}, head ${head + 1}`;
+}

@@ -1,0 +1,167 @@
+"""Files, folders and hub data sets as articles."""
+
+import json
+import lzma
+import os
+import random
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pandas
+import pytest
+from helpers import ROOT, damaged
+from hub import hub
+
+from corpus.sources import load_articles
+from corpus.token_files import prepare_corpus
+from support.cli import UserError
+
+TEXT = ["Волга — река в Европе. Она впадает в море.", "Один, два 🙂.", "שלום. Три \u202e и четыре."] * 5
+
+
+def articles_of(path, column="sample") -> list[str]:
+    return list(load_articles(str(path), column))
+
+
+def test_every_format_is_read(tmp_path):
+    texts = ["Первая статья.\nВторой абзац.", "Вторая статья, «с запятой».", "Третья."]
+    table = datasets.Dataset.from_dict({"id": [1, 2, 3], "sample": texts})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_parquet(tmp_path / "a.parquet")
+    table.to_json(tmp_path / "a.jsonl", force_ascii=True)
+    (tmp_path / "a.json").write_text(json.dumps([{"sample": text} for text in texts]), encoding="utf-8")
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress((tmp_path / "a.jsonl").read_bytes()))
+    for name in ("a.csv", "a.parquet", "a.jsonl", "a.json", "a.jsonl.xz"):
+        assert articles_of(tmp_path / name) == texts
+    (tmp_path / "a.txt").write_text("Строка раз.\n\nСтрока два.\n", encoding="utf-8")
+    assert articles_of(tmp_path / "a.txt") == ["Строка раз.", "Строка два."]
+
+
+def test_a_folder_is_read_file_by_file(tmp_path):
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "a.jsonl").write_text('{"sample": "Раз."}\n{"sample": null}\n{"sample": " "}\n', encoding="utf-8")
+    (tmp_path / "deeper" / "b.jsonl").write_text('{"sample": "Два."}\n', encoding="utf-8")
+    assert articles_of(tmp_path) == ["Раз.", "Два."]
+    (tmp_path / "c.txt").write_text("Три.")
+    with pytest.raises(UserError, match="several formats: .jsonl, .txt"):
+        articles_of(tmp_path)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"title": "Раз", "body": "Два.", "n": 1}\n', encoding="utf-8")
+    (tmp_path / "broken.jsonl").write_text('{"sample": "Раз"')
+    (tmp_path / "a.docx").write_text("")
+    for name, column, message in [
+        ("a.jsonl", "sample", "no column 'sample', only title, body, n"),
+        ("a.jsonl", "n", "column 'n' holds int, not text"),
+        ("broken.jsonl", "sample", "broken.jsonl, line 1 cannot be read"),
+        ("a.docx", "sample", "no text file"),
+        ("missing.jsonl", "sample", "no such file or folder"),
+        ("missing", "sample", "no such file or folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            articles_of(tmp_path / name, column)
+
+
+def texts(path: Path, name: str) -> Path | None:
+    """TEXT as a file of that format."""
+    table = pandas.DataFrame({"sample": TEXT})
+    match name.split(".")[1]:
+        case "jsonl":
+            path.write_text("".join(json.dumps({"sample": text}, ensure_ascii=False) + "\n" for text in TEXT), encoding="utf-8")
+        case "json":
+            path.write_text(json.dumps([{"sample": text} for text in TEXT], ensure_ascii=False), encoding="utf-8")
+        case "txt":
+            path.write_text("\n".join(TEXT), encoding="utf-8")
+        case "csv":
+            table.to_csv(path, index=False)
+        case "parquet":
+            table.to_parquet(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt", "a.csv", "a.parquet"])
+def test_a_damaged_text_works_or_is_one_line(tmp_path, name):
+    """Through the reader of each format."""
+    texts(tmp_path / name, name)
+    assert list(load_articles(str(tmp_path / name), "sample")) == TEXT
+    good = (tmp_path / name).read_bytes()
+    refused = 0
+    for data in damaged(good, 300, seed=1):
+        (tmp_path / name).write_bytes(data)
+        try:
+            for article in load_articles(str(tmp_path / name), "sample"):
+                assert isinstance(article, str)
+                article.encode()
+        except UserError:
+            refused += 1
+    assert refused > 10
+
+
+def ready(path: Path, column="sample"):
+    return prepare_corpus(load_articles(str(path), column), path.parent / "cache", 300, 0.1, 1000)
+
+
+def test_text_as_it_comes(tmp_path):
+    path = tmp_path / "a.jsonl"
+
+    def write(*records):
+        path.write_text("".join(json.dumps({"sample": r}, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+
+    write(*[None] * 20, "Раз. Два.", "", "Три. Четыре.", " \n", "\0\0 Ноль\0. Да.")
+    text = ready(path)
+    ids = [*text.train.tolist(), *text.val.tolist()]
+    assert text.tokenizer.decode(ids) == "Раз. Два.Три. Четыре.\0\0 Ноль\0. Да."
+    write("שלום עולם. 🙂👍🏽. \u202eабв. العربية.", "Один. Два.")
+    assert ready(path).tokenizer.decode(ready(path).train.tolist()) == "שלום עולם. 🙂👍🏽. \u202eабв. العربية."
+    write("Одна запись. В ней два предложения.")
+    assert len(ready(path).val)
+    for records, message in (
+        (["Одно предложение."], "single sentence"),
+        ([None, None], "empty"),
+        ([""] * 1_000_000, "empty"),
+        ([5, 6], "not text"),
+    ):
+        write(*records)
+        with pytest.raises(UserError, match=message):
+            ready(path)
+    (tmp_path / "b.txt").write_bytes("Волга. ".encode("cp1251") * 10)
+    with pytest.raises(UserError, match="b.txt is not in UTF-8, but probably in CP1251; convert it:  iconv"):
+        ready(tmp_path / "b.txt")
+
+
+READ = """
+import sys, corpus.sources, support.cli
+try:
+    for article in corpus.sources.load_articles(sys.argv[1], sys.argv[2]): print(article)
+except ConnectionError: print("unreachable")
+except support.cli.UserError as error: print("error:", error)
+"""
+
+
+def read_from_hub(endpoint: str, home, name="Den4ikAI/russian_cleared_wikipedia", column="sample") -> str:
+    """What load_articles gives in a process of its own, for which the hub is at endpoint."""
+    env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", READ, name, column], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_hub_is_asked_for_the_data_set_and_its_copy_kept(tmp_path):
+    with hub("Den4ikAI/russian_cleared_wikipedia", [{"sample": "Статья раз."}, {"sample": "Статья два."}]) as (endpoint, asked):
+        assert read_from_hub(endpoint, tmp_path) == "Статья раз.\nСтатья два."
+        assert any(path.startswith("/datasets/Den4ikAI/russian_cleared_wikipedia/resolve/") for path in asked)
+        assert "no column 'text', only sample" in read_from_hub(endpoint, tmp_path, column="text")
+        assert "no such data set" in read_from_hub(endpoint, tmp_path, name="Den4ikAI/no_such")
+    assert read_from_hub(endpoint, tmp_path) == "Статья раз.\nСтатья два."  # the hub is gone, its copy is here
+
+
+def test_a_hub_that_cannot_be_reached_is_told_from_one_without_the_data_set(tmp_path):
+    assert read_from_hub("http://127.0.0.1:9", tmp_path) == "unreachable"
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and says nothing
+        assert read_from_hub(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path) == "unreachable"

@@ -1,0 +1,95 @@
+"""train.py as a person starts it, on a part of the bundled encyclopedia."""
+
+import csv
+import json
+import math
+import signal
+from collections import Counter
+
+import pytest
+import torch
+from helpers import SMALL, call, start, wait_for
+from tokenizers import Tokenizer
+
+import params
+import train
+from dataset import TextDataset
+from llm import LLM
+
+
+def test_it_learns_more_than_how_frequent_tokens_are(trained):
+    rows = list(csv.DictReader(open(trained / "training_log.csv")))
+    assert list(rows[0]) == "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
+    assert [int(row["step"]) for row in rows[:2]] == [50, 100] and int(rows[-1]["tokens"]) == int(rows[-1]["step"]) * 8 * 64
+
+    text = next(path for path in (trained / "cache").iterdir())
+    train_ids, val = (
+        torch.frombuffer(bytearray((text / f"{part}.bin").read_bytes()), dtype=torch.uint16).tolist()
+        for part in ("train", "val")
+    )
+    counts, unknown = Counter(train_ids), 0.5
+    of_frequencies = -sum(math.log((counts[i] or unknown) / len(train_ids)) for i in val) / len(val)
+    assert float(rows[-1]["val_loss"]) < of_frequencies - 0.3
+
+    model, tokenizer = LLM.load(trained / "parameters.pt2"), Tokenizer.from_file(str(trained / "bpe_tokenizer.json"))
+    assert (model.vocab_size, model.d_model, model.num_layers, model.max_seq_len) == (600, 64, 2, 64)
+    with torch.no_grad():  # the loss in the log is that of the model on disk
+        windows = TextDataset(val, 64)
+        inputs, targets = (torch.stack(part) for part in zip(*(windows[i] for i in range(len(windows)))))
+        loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).item()
+    assert loss == pytest.approx(float(rows[-1]["val_loss"]), abs=0.01)
+    chars = sum(
+        len(json.loads(line)["sample"]) for line in (trained / "text.jsonl").read_text(encoding="utf-8").splitlines()[-2:]
+    )
+    assert float(rows[-1]["bits_per_char"]) == pytest.approx(
+        float(rows[-1]["val_loss"]) / math.log(2) * len(val) / chars, rel=1e-4
+    )
+    assert tokenizer.get_vocab_size() == 600
+
+
+def test_a_signal_ends_training_with_the_weights_saved(trained, tmp_path):
+    process = start("train.py", "--dataset", trained / "text.jsonl", "--out_dir", tmp_path, "--epochs", 900, *SMALL)
+    wait_for(process, "tokens/s=")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "SIGINT" in out and "saved" in out
+    assert call("generate.py", "Волга", "--out_dir", tmp_path, "--max_new_tokens", 5).code == 0
+
+
+def test_without_a_hub_the_bundled_encyclopedia_trains(tmp_path):
+    code, out, err = call("train.py", "--out_dir", tmp_path, "--epochs", 0.02, *SMALL)
+    assert code == 0, err
+    assert "cannot be reached" in out and "trained on bundled" in out.split("training:")[1]
+    assert "0.02 epochs" in out
+
+
+def test_epochs_that_are_asked_for_are_not_replaced_by_those_of_the_bundled_text(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "train", lambda model, corpus, epochs, *_: asked.append(epochs) or "nothing")
+    call("train.py", "--out_dir", tmp_path, *SMALL)
+    call("train.py", "--out_dir", tmp_path, *SMALL, "--epochs", params.epochs)
+    assert asked == [params.sample_epochs, params.epochs]
+
+
+def test_a_mistyped_path_does_not_train_on_the_bundled_text(tmp_path):
+    code, _, err = call("train.py", "--out_dir", tmp_path, "--dataset", "texts/mine", *SMALL)
+    assert code == 2 and "texts/mine: there is no such file or folder here, and the Hugging Face hub" in err
+
+
+def test_a_loss_that_is_not_finite_stops_it(trained, tmp_path):
+    rate = ["--learning_rate", 1e30, "--grad_clip", 1e30, "--warmup", 0]
+    flags = ["--dataset", trained / "text.jsonl", "--out_dir", tmp_path, *SMALL, *rate]
+    code, _, err = call("train.py", *flags)
+    assert code == 2 and "loss" in err.splitlines()[-1] and "--learning_rate" in err.splitlines()[-1]
+    assert not (tmp_path / "parameters.pt2").exists()
+    code, _, err = call("train.py", *flags, "--eval_every", 1)  # weights are looked at before they are kept
+    assert code == 2 and "is nan" in err.splitlines()[-1]
+    LLM.load(tmp_path / "parameters.pt2")  # of step 1: it refuses weights that are not finite
+
+
+def test_what_a_run_prints(trained):
+    printed, progress = ((trained / name).read_text(encoding="utf-8") for name in ("printed.txt", "progress.txt"))
+    for word in ("tokenizer", "tokens to train on", "parameters", "embedding", "attention", "MLP", "epochs on", "generate.py"):
+        assert word in printed
+    for word in ("epoch 1/4", "epoch 4/4", "loss=", "validation=", "tokens/s=", "left="):
+        assert word in progress
