@@ -63,6 +63,7 @@ def load_tokenizer(path: Path, model: "LLM | None" = None) -> Tokenizer:
     """
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer.encode_special_tokens = True  # for those who call it directly; encode() does not need it
         vocabulary = tokenizer.get_vocab()
         probe = "Проба: 1 ё 🙂."
         ids = encode(tokenizer, probe)

@@ -5,6 +5,7 @@ run early: a signal (Ctrl-C), a loss that is not finite, and the loss of another
 """
 
 import contextlib
+import copy
 import csv
 import io
 import json
@@ -87,7 +88,7 @@ class TrainingRun:
         if state is not None:
             self._restore(state)
             print(f"  goes on from {self.folder / CHECKPOINT}, after step {self.step:,} of {self.steps:,}")
-            self.last_finite_weights = state_on_cpu(self.model)
+            self.last_finite_weights = copy.deepcopy(self.model.state_dict())
         elif self.rank == 0:
             keep_previous_model(self.folder)
 
@@ -158,7 +159,7 @@ class TrainingRun:
             for name, text in ((LOG, log_text(self.log_rows)), (PROGRESS_SAMPLES, samples_text(self.samples))):
                 with atomic_write(self.folder / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
-        self.last_finite_weights = state_on_cpu(self.model)
+        self.last_finite_weights = copy.deepcopy(self.model.state_dict())
 
     def should_stop(self) -> bool:
         """Whether a signal asks to stop. All processes give the same answer."""

@@ -17,7 +17,7 @@ def test_two_processes_train_as_one_and_go_on_as_one(unbroken, float32):
     one, two = unbroken.parent / "one", unbroken.parent / "two"
     assert run_training(one, *plain, script=float32)[0] == 0
     code, out, err = run_training(two, *plain, script=float32, launch=TORCHRUN)
-    assert code == 0 and out.count("trained on") == 1 and "2 processes" in out, err
+    assert code == 0 and out.count("; trained on") == 1 and "2 processes" in out, err
     losses = [[[float(row[i]) for i in (2, 3)] for row in log_of(folder)] for folder in (one, two)]
     assert torch.allclose(*map(torch.tensor, losses), rtol=0, atol=1e-4) and len(losses[0]) > 3
 
