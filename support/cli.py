@@ -105,6 +105,8 @@ def run_script(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # nobody reads our output any more, as in  python generate.py | head
         silence_closed_streams()
     except KeyboardInterrupt:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)  # what a shell reports for a command ended by Ctrl-C
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         message = one_line(error)

@@ -165,3 +165,69 @@ def test_a_hub_that_cannot_be_reached_is_told_from_one_without_the_data_set(tmp_
 def test_a_hub_that_never_answers_is_given_up(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections, and says nothing
         assert read_from_hub(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path) == "unreachable"
+
+
+# What other people's files are like
+
+
+def test_file_names_are_not_patterns(tmp_path):
+    folder = tmp_path / "[lib]*?"
+    folder.mkdir()
+    (folder / "book1.txt").write_text("Первая книга.", encoding="utf-8")
+    (folder / "book[1].txt").write_text("Вторая книга.", encoding="utf-8")
+    assert articles_of(folder / "book[1].txt") == ["Вторая книга."]
+    assert articles_of(folder) == ["Первая книга.", "Вторая книга."]
+
+
+def test_commas_without_quotes_and_other_separators_are_named(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,sample\n1,Первое предложение, длинное. И второе.\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 2: 3 fields, but the header has 2; a text with commas in it must stand in quotes"):
+        articles_of(path)
+    path.write_text("id;sample\n1;Раз, два.\n", encoding="utf-8")
+    with pytest.raises(UserError, match="its columns seem to be separated by ;"):
+        articles_of(path)
+
+
+@pytest.mark.parametrize("value, kind", [(["Раз."], "lists"), ({"ru": "Раз."}, "objects"), (5, "int")])
+def test_a_column_that_holds_no_text_is_named(tmp_path, value, kind):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"sample": each}) + "\n" for each in ("Раз.", value)), encoding="utf-8")
+    with pytest.raises(UserError, match=f"the column 'sample' holds {kind}, not text"):
+        articles_of(path)
+
+
+def test_hidden_files_and_the_files_of_a_run_are_not_read(tmp_path):
+    for name in ("a.txt", "._a.txt", ".git/b.txt", "linked/c.txt", "cache/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "linked" / "back").symlink_to(tmp_path)  # a circle
+    for name in ("training_log.csv", "evaluation.json", "parameters.pt2"):
+        (tmp_path / name).write_text("")
+    other = tmp_path.with_name(tmp_path.name + "_other")
+    other.mkdir()
+    (other / "e.txt").write_text("e.txt", encoding="utf-8")
+    (tmp_path / "zlink").symlink_to(other)
+    assert articles_of(tmp_path) == ["a.txt", "linked/c.txt", "e.txt"]
+
+
+def test_other_encodings_are_named_with_the_command_that_converts_them(tmp_path):
+    text = "Волга впадает в Каспийское море, а Ока в Волгу. " * 5
+    for encoding, name in (("cp1251", "CP1251"), ("koi8-r", "KOI8-R"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")):
+        (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+        with pytest.raises(UserError, match=f"a.txt is not in UTF-8, but probably in {name}; convert it:  iconv -f {name}"):
+            articles_of(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("\ufeffДа.", encoding="utf-8")
+    assert articles_of(tmp_path / "a.txt") == ["Да."]
+
+
+def test_a_book_with_wrapped_lines_has_paragraphs_for_articles(tmp_path, capsys):
+    lines = ["Шёл дождь, и в саду", "было тихо. Мальчик сидел", "у окна и смотрел, как", "капли бегут по стеклу", "одна за другой."]
+    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n\n" + "\n".join(lines[:3]) + "\n", encoding="utf-8")
+    assert articles_of(tmp_path / "a.txt") == [" ".join(lines), " ".join(lines[:3])]
+    assert "articles end at blank lines" in capsys.readouterr().out
+
+
+def test_characters_in_two_parts_and_invisible_ones(tmp_path):
+    (tmp_path / "a.txt").write_text("и\u0306 е\u0308лка сло\u00adво\u200b, за\u0301мок", encoding="utf-8")
+    assert articles_of(tmp_path / "a.txt") == ["й ёлка слово, за\u0301мок"]  # a stress mark stays

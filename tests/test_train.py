@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import SMALL, call, start, wait_for
+from helpers import ARTICLES, SMALL, call, start, wait_for, write_articles
 from tokenizers import Tokenizer
 
 import params
@@ -93,3 +93,29 @@ def test_what_a_run_prints(trained):
         assert word in printed
     for word in ("epoch 1/4", "epoch 4/4", "loss=", "validation=", "tokens/s=", "left="):
         assert word in progress
+
+
+def test_a_finished_model_is_kept_when_a_new_run_begins(tmp_path):
+    write_articles(tmp_path / "text.jsonl", ARTICLES[:30])
+    out = tmp_path / "out"
+    flags = ["--dataset", tmp_path / "text.jsonl", "--out_dir", out, *SMALL]
+
+    def weights(folder):
+        return (folder / "parameters.pt2").read_bytes()
+
+    assert call("train.py", *flags, "--epochs", 0.1).code == 0
+    (out / "evaluation.json").write_text("{}")
+    first = weights(out)
+    broken = call("train.py", *flags, "--epochs", 0.1, "--learning_rate", 1e30, "--grad_clip", 1e30, "--warmup", 0)
+    assert broken.code == 2 and "is kept in" in broken.out and weights(out / "previous") == first
+    kept = {path.name for path in (out / "previous").iterdir()}
+    assert {"parameters.pt2", "bpe_tokenizer.json", "training_log.csv", "evaluation.json"} <= kept
+    assert call("generate.py", "Волга", "--out_dir", out / "previous", "--max_new_tokens", 3).code == 0
+
+    # an unfinished run does not displace what is kept, a finished one does
+    (out / "parameters.pt2").unlink(missing_ok=True)
+    assert call("train.py", *flags, "--epochs", 0.2).code == 0
+    assert weights(out / "previous") == first
+    second = weights(out)
+    assert call("train.py", *flags, "--epochs", 0.1).code == 0
+    assert weights(out / "previous") == second
