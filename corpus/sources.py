@@ -49,6 +49,7 @@ DROPPED = dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"))  # soft hyphen, zero-wid
 
 def clean(text: str) -> str:
     """A text as the tokenizer should see it: й and ё in one character (NFC), no soft hyphens, no zero-width spaces."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as JSON may hold, becomes "?"
     return unicodedata.normalize("NFC", text.translate(DROPPED))
 
 

@@ -1,7 +1,8 @@
 """Case endings: does the model know that it is  без дома  and  к дому?
 
-In real sentences a noun or an adjective whose case its neighbours decide is set into its other case forms, and the
-model is to find the right form the likeliest. And in any text: how often what must agree does.
+evaluate_cases() takes nouns and adjectives of real sentences whose case their neighbours decide, sets them into their
+other case forms, and asks whether the model finds the right form the likeliest. agreement() needs no model: it counts
+how often the words of a text agree that must.
 """
 
 import functools
@@ -9,15 +10,22 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evaluation.scoring import Scorer, morphology, share, shares
+from evaluation.scoring import Scorer, share, shares
+from evaluation.words import RUSSIAN_WORD, morphology
 
-CASES = ("nomn", "gent", "datv", "accs", "ablt", "loct")  # nominative, genitive, dative, accusative, instrumental, locative
-SPECIAL = {"gen1": "gent", "gen2": "gent", "acc2": "accs", "loc1": "loct", "loc2": "loct"}  # чаю, в лесу
-PREPOSITIONS = {  # and the cases after them, rare ones left out: a form that fits none of these is not asked for
+if TYPE_CHECKING:
+    from pymorphy3.analyzer import Parse
+    from pymorphy3.tagset import OpencorporaTag
+
+# Nominative, genitive, dative, accusative, instrumental, locative
+CASES = ("nomn", "gent", "datv", "accs", "ablt", "loct")
+SECOND_CASES = {"gen1": "gent", "gen2": "gent", "acc2": "accs", "loc1": "loct", "loc2": "loct"}  # чаю, в лесу
+# The cases after a preposition, rare ones left out: a word whose form fits none of these is not asked for
+CASES_AFTER = {
     **dict.fromkeys("без безо из изо из-за из-под от ото до для у около после кроме против вокруг".split(), ["gent"]),
     **dict.fromkeys("среди ради возле мимо вместо вдоль внутри".split(), ["gent"]),
     **dict.fromkeys("к ко по благодаря вопреки навстречу".split(), ["datv"]),
@@ -28,10 +36,16 @@ PREPOSITIONS = {  # and the cases after them, rare ones left out: a form that fi
     **dict.fromkeys("за под".split(), ["accs", "ablt"]),
     **dict.fromkeys("с со".split(), ["gent", "ablt"]),
 }
-ALSO = {"по": ["accs", "loct"], "о": ["accs"], "об": ["accs"], "между": ["gent"], "с": ["accs"], "со": ["accs"]}  # rare
-RARE = {*"V-oy V-ey V-ie V-bi V-be V-en V-ej V-sh Arch Infr Slng Dist Erro Supr".split()}  # forms like землёю
-RUSSIAN = re.compile(r"[а-яё]+(?:-[а-яё]+)*", re.IGNORECASE)
-MOST = 2000  # words that are asked for, an even sample of a longer text's
+RARE_CASES_AFTER = {
+    "по": ["accs", "loct"],
+    "о": ["accs"],
+    "об": ["accs"],
+    "между": ["gent"],
+    "с": ["accs"],
+    "со": ["accs"],
+}
+RARE_FORMS = set("V-oy V-ey V-ie V-bi V-be V-en V-ej V-sh Arch Infr Slng Dist Erro Supr".split())  # such as землёю
+MAX_TARGETS = 2000  # words that are asked for; of a longer text an even sample
 
 
 class Target(NamedTuple):
@@ -47,58 +61,66 @@ class Target(NamedTuple):
     forms: dict[str, list[str]]  # form -> its cases; the right one is the first
 
 
-def case_of(tag) -> str:
+# What the dictionary says
+
+
+def case_of(tag: "OpencorporaTag") -> str:
     """One of CASES, or what else pymorphy3 calls a case ("voct", "None")."""
-    return SPECIAL.get(str(tag.case), str(tag.case))
+    return SECOND_CASES.get(str(tag.case), str(tag.case))
 
 
 @functools.lru_cache(50_000)
-def readings(word: str, part: str) -> list:
-    """What pymorphy3 reads the word as, if a noun ("NOUN") or an adjective ("ADJF") is its likeliest reading."""
+def parses_as(part_of_speech: str, word: str) -> "list[Parse]":
+    """pymorphy3's parses of a word as a noun ("NOUN") or an adjective ("ADJF"), if its likeliest parse is one."""
     parses = morphology().parse(word.lower())
-    if parses[0].tag.POS != part or not parses[0].is_known or "Supr" in parses[0].tag:
+    if parses[0].tag.POS != part_of_speech or not parses[0].is_known or "Supr" in parses[0].tag:
         return []
-    return [parse for parse in parses if parse.tag.POS == part and case_of(parse.tag) in CASES]
+    return [parse for parse in parses if parse.tag.POS == part_of_speech and case_of(parse.tag) in CASES]
 
 
-def agree(adjective, noun) -> bool:
-    """Whether the readings of an adjective and a noun have the same case and number, and gender in the singular."""
+def agree(adjective: "Parse", noun: "Parse") -> bool:
+    """Whether an adjective and a noun have the same case and number, and the same gender in the singular."""
     a, n = adjective.tag, noun.tag
     if case_of(a) != case_of(n) or a.number != n.number:
         return False
     gender = a.number == "plur" or n.gender is None or a.gender == n.gender
-    living = a.animacy is None or n.animacy is None or a.animacy == n.animacy  # вижу большого кота, большой дом
-    return gender and living
+    animacy = a.animacy is None or n.animacy is None or a.animacy == n.animacy  # вижу большого кота, большой дом
+    return gender and animacy
 
 
-def other_forms(reading, word: str, without_yo: bool) -> dict[str, list[str]]:
-    """The word as it stands, then its forms in the other cases of the same number (and gender), each with its cases."""
-    tag, right = reading.tag, case_of(reading.tag)
-    forms = defaultdict(set)
-    for each in reading.lexeme:
-        t = each.tag
-        same = t.POS == tag.POS and t.number == tag.number and not RARE & t.grammemes
+def case_forms(parse: "Parse", word: str, without_yo: bool) -> dict[str, list[str]]:
+    """The word itself, then its forms in the other cases of the same number (and gender), each with its cases."""
+    tag, right_case = parse.tag, case_of(parse.tag)
+    cases_of_form = defaultdict(set)
+    for other in parse.lexeme:
+        t = other.tag
+        fits = t.POS == tag.POS and t.number == tag.number and not RARE_FORMS & t.grammemes
         if tag.POS == "ADJF":
-            living = t.animacy is None or tag.animacy is None or t.animacy == tag.animacy
-            same = same and t.gender == tag.gender and living
-        if same and case_of(t) in CASES:
-            forms[each.word.replace("ё", "е") if without_yo else each.word].add(case_of(t))
-    if right not in forms.get(word, ()):
+            same_animacy = t.animacy is None or tag.animacy is None or t.animacy == tag.animacy
+            fits = fits and t.gender == tag.gender and same_animacy
+        if fits and case_of(t) in CASES:
+            form = other.word.replace("ё", "е") if without_yo else other.word
+            cases_of_form[form].add(case_of(t))
+    if right_case not in cases_of_form.get(word, ()):
         return {}
-    others = {form: sorted(cases, key=CASES.index) for form, cases in forms.items() if right not in cases}
-    return {word: [right]} | others
+    forms = {word: [right_case]}
+    for form, cases in cases_of_form.items():
+        if right_case not in cases:
+            forms[form] = sorted(cases, key=CASES.index)
+    return forms
+
+
+# Words whose case is known
 
 
 def neighbours(sentence: str) -> Iterator[tuple[re.Match | None, re.Match, re.Match | None]]:
     """Each word with the words before and behind it, where a single space is all that stands between."""
-    words = list(RUSSIAN.finditer(sentence))
+    words = list(RUSSIAN_WORD.finditer(sentence))
     joined = [sentence[a.end() : b.start()] == " " for a, b in zip(words, words[1:])]
     for i, word in enumerate(words):
-        yield (
-            words[i - 1] if i and joined[i - 1] else None,
-            word,
-            words[i + 1] if i + 1 < len(words) and joined[i] else None,
-        )
+        before = words[i - 1] if i > 0 and joined[i - 1] else None
+        behind = words[i + 1] if i + 1 < len(words) and joined[i] else None
+        yield before, word, behind
 
 
 def find_targets(sentence: str, without_yo: bool = False) -> Iterator[Target]:
@@ -107,86 +129,101 @@ def find_targets(sentence: str, without_yo: bool = False) -> Iterator[Target]:
     That is a noun behind a preposition; an adjective behind a preposition and before its noun; and an adjective and a
     noun side by side that agree in one way only. without_yo: the text is one that writes е for ё.
     """
-
-    def target(word, found, preposition):
-        if len({(case_of(reading.tag), str(reading.tag.number)) for reading in found}) == 1:
-            text, tag = word[0].lower(), found[0].tag
-            forms = other_forms(found[0], text, without_yo)
-            if len(forms) > 1 and word[0] in (text, text.capitalize()):
-                rule = "preposition" if preposition else "agreement"
-                yield Target(sentence, *word.span(), case_of(tag), str(tag.number), rule, preposition, forms)
-
     for before, word, behind in neighbours(sentence):
-        preposition = before[0].lower() if before and before[0].lower() in PREPOSITIONS else ""
-        allowed = PREPOSITIONS.get(preposition, CASES)
-        nouns = readings(word[0], "NOUN")
+        preposition = before[0].lower() if before and before[0].lower() in CASES_AFTER else ""
+        allowed = CASES_AFTER.get(preposition, CASES)
+
+        nouns = parses_as("NOUN", word[0])
         if preposition and nouns:
-            yield from target(word, [noun for noun in nouns if case_of(noun.tag) in allowed], preposition)
-        adjectives = readings(word[0], "ADJF")
+            fitting = [noun for noun in nouns if case_of(noun.tag) in allowed]
+            yield from target_of(sentence, word, fitting, preposition, without_yo)
+
+        adjectives = parses_as("ADJF", word[0])
         if adjectives and behind:
-            pairs = [
+            agreeing = [
                 (adjective, noun)
                 for adjective in adjectives
-                for noun in readings(behind[0], "NOUN")
+                for noun in parses_as("NOUN", behind[0])
                 if agree(adjective, noun) and case_of(noun.tag) in allowed
             ]
-            yield from target(word, [adjective for adjective, _ in pairs], preposition)
-            yield from target(behind, [noun for _, noun in pairs], "")
+            yield from target_of(sentence, word, [adjective for adjective, _ in agreeing], preposition, without_yo)
+            yield from target_of(sentence, behind, [noun for _, noun in agreeing], "", without_yo)
+
+
+def target_of(
+    sentence: str, word: re.Match, parses: "list[Parse]", preposition: str, without_yo: bool
+) -> Iterator[Target]:  # one or none
+    """The word as a Target, if all its possible parses have one case and number, and it has other forms."""
+    if len({(case_of(parse.tag), str(parse.tag.number)) for parse in parses}) != 1:
+        return
+    text, tag = word[0].lower(), parses[0].tag
+    forms = case_forms(parses[0], text, without_yo)
+    if len(forms) > 1 and word[0] in (text, text.capitalize()):
+        rule = "preposition" if preposition else "agreement"
+        yield Target(sentence, *word.span(), case_of(tag), str(tag.number), rule, preposition, forms)
+
+
+# What is counted
 
 
 def evaluate_cases(scorer: Scorer, sentences: list[str]) -> dict:
-    """Among the case forms of a word in its sentence, is the right one the likeliest? The whole sentence is judged.
+    """How often the right form of a word is the likeliest of its case forms. The whole sentence is scored.
 
-    Chance is one over the number of forms. Row i, column j of "confusion": how often the case was i and the model would
-    have j; a form that stands for several wrong cases counts for each in equal parts. Ties count as wrong.
+    Chance is one over the number of forms. Row i, column j of "confusion" counts words of case i for which the model
+    prefers case j; a wrong form that stands for several cases counts for each in equal parts. Ties count as wrong.
     """
     without_yo = sum(text.count("ё") for text in sentences) * 50 < sum(text.count("е") for text in sentences)
     targets = [target for sentence in sentences for target in find_targets(sentence, without_yo)]
-    targets = targets[:: math.ceil(len(targets) / MOST) or 1]
-    texts = [fill(target, form) for target in targets for form in target.forms]
+    if len(targets) > MAX_TARGETS:
+        targets = targets[:: math.ceil(len(targets) / MAX_TARGETS)]
+    texts = [with_form(target, form) for target in targets for form in target.forms]
     scores = scorer.sentence_logprobs(texts, "case endings")
+
     confusion, right = np.zeros((len(CASES), len(CASES))), []
-    first = 0
+    first = 0  # number of the target's first form in scores
     for target in targets:
         forms = list(target.forms)  # the right one is the first
-        own, *others = scores[first : first + len(forms)]
+        own_score, *other_scores = scores[first : first + len(forms)]
         first += len(forms)
-        right.append(own > max(others))
-        best_wrong_form = forms[1 + int(np.argmax(others))]
-        chosen = [target.case] if right[-1] else target.forms[best_wrong_form]
-        for case in chosen:
-            confusion[CASES.index(target.case), CASES.index(case)] += 1 / len(chosen)
-    behind = [(target.preposition, each) for target, each in zip(targets, right) if target.preposition]
+        right.append(own_score > max(other_scores))
+        best_wrong_form = forms[1 + int(np.argmax(other_scores))]
+        chosen_cases = [target.case] if right[-1] else target.forms[best_wrong_form]
+        for case in chosen_cases:
+            confusion[CASES.index(target.case), CASES.index(case)] += 1 / len(chosen_cases)
+
+    after_preposition = [(target.preposition, each) for target, each in zip(targets, right) if target.preposition]
     return {
         "overall": share(right),
         "chance": sum(1 / len(target.forms) for target in targets) / max(1, len(targets)),
         "by_rule": shares([target.rule for target in targets], right),
         "by_case": shares([target.case for target in targets], right),
         "by_number": shares([target.number for target in targets], right),
-        "by_preposition": shares(*zip(*behind)) if behind else {},
+        "by_preposition": shares(*zip(*after_preposition)) if after_preposition else {},
         "confusion": confusion.tolist(),
     }
 
 
-def fill(target: Target, form: str) -> str:
+def with_form(target: Target, form: str) -> str:
     """The sentence with the form in the word's place, with a capital if the word has one."""
-    capital = target.sentence[target.begin].isupper()
-    return target.sentence[: target.begin] + (form.capitalize() if capital else form) + target.sentence[target.end :]
+    if target.sentence[target.begin].isupper():
+        form = form.capitalize()
+    return target.sentence[: target.begin] + form + target.sentence[target.end :]
 
 
-def agreement(sentences: Iterable[str]) -> dict:
-    """Of the nouns behind a preposition, the share in a case that can stand there; of adjective and noun, that agree.
+def agreement(sentences: Iterable[str]) -> dict[str, dict]:
+    """How often a noun is in a case that the preposition before it allows, and agrees with the adjective before it.
 
-    Not every adjective belongs to the noun behind it, so real text has less than 1, too, and is what to compare with.
+    Not every adjective belongs to the noun after it, so real text has less than 1, too, and is what to compare with.
     """
-    found = {"preposition and noun": [], "adjective and noun": []}
+    after_preposition, after_adjective = [], []
     for sentence in sentences:
         for _, word, behind in neighbours(sentence):
-            nouns = readings(behind[0], "NOUN") if behind else []
+            nouns = parses_as("NOUN", behind[0]) if behind else []
             first = word[0].lower()
-            if nouns and first in PREPOSITIONS:
-                allowed = [*PREPOSITIONS[first], *ALSO.get(first, [])]
-                found["preposition and noun"].append(any(case_of(noun.tag) in allowed for noun in nouns))
-            elif nouns and (adjectives := readings(first, "ADJF")):
-                found["adjective and noun"].append(any(agree(a, n) for a in adjectives for n in nouns))
-    return {name: share(right) for name, right in found.items()}
+            adjectives = parses_as("ADJF", first)
+            if nouns and first in CASES_AFTER:
+                allowed = CASES_AFTER[first] + RARE_CASES_AFTER.get(first, [])
+                after_preposition.append(any(case_of(noun.tag) in allowed for noun in nouns))
+            elif nouns and adjectives:
+                after_adjective.append(any(agree(a, n) for a in adjectives for n in nouns))
+    return {"preposition and noun": share(after_preposition), "adjective and noun": share(after_adjective)}

@@ -1,4 +1,4 @@
-"""Case endings: which words are asked for, in which forms, and what is counted; judged by hand."""
+"""Case endings: which words are asked for, in which forms, and what is counted; all worked by hand."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def tokenizer():
     return train_tokenizer(["\n\n".join(TEXT + words)] * 3, 3000)
 
 
-def judged(tokenizer, pairs, text=TEXT) -> dict:
+def measured(tokenizer, pairs, text=TEXT) -> dict:
     return evaluate_cases(Scorer(Likes(tokenizer, pairs), tokenizer), text)
 
 
@@ -96,18 +96,18 @@ def row(result, case):
 
 def test_a_model_that_knows_the_endings_and_one_that_knows_the_opposite(tokenizer):
     right = {("без", "кота"): 9.0, ("к", "стене"): 9.0, ("к", "домам"): 9.0}
-    result = judged(tokenizer, right)
+    result = measured(tokenizer, right)
     assert result["overall"]["count"] == 3 and result["overall"]["accuracy"] == 1
     assert row(result, "gent")["gent"] == 1 and row(result, "datv")["datv"] == 2 and sum(map(sum, result["confusion"])) == 3
     assert result["chance"] == pytest.approx((1 / 5 + 1 / 5 + 1 / 5) / 3)
-    opposite = judged(tokenizer, {pair: -value for pair, value in right.items()})
+    opposite = measured(tokenizer, {pair: -value for pair, value in right.items()})
     assert opposite["overall"]["accuracy"] == 0
     assert sum(opposite["confusion"][i][i] for i in range(6)) == 0
-    assert judged(tokenizer, {})["overall"]["accuracy"] == 0  # a tie is lost
+    assert measured(tokenizer, {})["overall"]["accuracy"] == 0  # ties count as wrong
 
 
 def test_a_confusion_matrix_made_by_hand(tokenizer):
-    result = judged(tokenizer, {("без", "коту"): 9.0, ("к", "стене"): 9.0, ("к", "дома"): 9.0})
+    result = measured(tokenizer, {("без", "коту"): 9.0, ("к", "стене"): 9.0, ("к", "дома"): 9.0})
     expected = {case: dict.fromkeys(CASES, 0.0) for case in CASES}
     expected["gent"]["datv"] = expected["datv"]["datv"] = 1.0
     expected["datv"]["nomn"] = expected["datv"]["accs"] = 0.5  # дома may be either
@@ -123,13 +123,13 @@ def test_a_confusion_matrix_made_by_hand(tokenizer):
 
 
 def test_a_text_with_no_such_word(tokenizer):
-    result = judged(tokenizer, {}, ["Он спит."])
+    result = measured(tokenizer, {}, ["Он спит."])
     assert result["overall"] == {"count": 0} and result["by_case"] == {}
 
 
 def test_a_long_text_is_sampled(tokenizer, monkeypatch):
-    monkeypatch.setattr(case_endings, "MOST", 10)
-    assert judged(tokenizer, {}, TEXT * 10)["overall"]["count"] == 10
+    monkeypatch.setattr(case_endings, "MAX_TARGETS", 10)
+    assert measured(tokenizer, {}, TEXT * 10)["overall"]["count"] == 10
 
 
 def test_the_share_that_agrees():

@@ -231,3 +231,8 @@ def test_a_book_with_wrapped_lines_has_paragraphs_for_articles(tmp_path, capsys)
 def test_characters_in_two_parts_and_invisible_ones(tmp_path):
     (tmp_path / "a.txt").write_text("и\u0306 е\u0308лка сло\u00adво\u200b, за\u0301мок", encoding="utf-8")
     assert articles_of(tmp_path / "a.txt") == ["й ёлка слово, за\u0301мок"]  # a stress mark stays
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_stop(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"sample": "Да\\ud800 нет."}\n', encoding="utf-8")
+    assert articles_of(tmp_path / "a.jsonl") == ["Да? нет."]
