@@ -20,7 +20,9 @@ def test_the_files_are_there_and_all_named():
     folders = ("corpus", "support", "evaluation", "interpretability")
     modules = {path.name for folder in folders for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"\w+\.py", layout)) == {path.name for path in ROOT.glob("*.py")} | modules
-    assert all((ROOT / picture).exists() for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README))
+    for file in (ROOT / "README.md", ROOT / "docs" / "measurements.md"):
+        links = re.findall(r"\]\(([^)#]+)", file.read_text(encoding="utf-8"))
+        assert all((file.parent / link).exists() for link in links if not link.startswith("https:")), links
 
 
 def test_the_scripts_have_the_flags_it_shows():
@@ -29,3 +31,7 @@ def test_the_scripts_have_the_flags_it_shows():
     for flag in re.findall(r"^(?:\$ )?(?:python|torchrun) .*$", README, re.MULTILINE):
         for script, name in re.findall(r"(\w+\.py)(?=.*? --(\w+))", flag):
             assert hasattr(params, name) or f'"--{name}"' in (ROOT / script).read_text(encoding="utf-8"), flag
+
+
+def test_it_is_short_enough_for_a_first_hour():
+    assert README.count("\n") <= 150
