@@ -7,6 +7,7 @@ a clone of karpathy/nanoGPT, its model compiled in bf16 and its own sampling loo
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -28,7 +29,7 @@ import torch
 from torch.nn import functional as F
 
 from corpus.sentences import split_sentences
-from corpus.sources import BUNDLED, load_articles
+from corpus.sources import load_articles, load_articles_or_bundled
 from corpus.token_files import Encoder, prepare_corpus
 from corpus.tokenizer import train_tokenizer
 from llm import LLM
@@ -60,15 +61,15 @@ def median_of_turns(sides: dict) -> dict[str, float]:
 
 def row(figure: str, ours: float, unit: str, peer=None, beside="", limit=None, of="") -> dict:
     """A line of the table: ours and the peer's figure in units, their ratio, and the share of the limit."""
-    shares = dict(ratio=ours / peer if peer else None, share=ours / limit if limit else None)
-    return dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, limit=limit, of=of) | shares
+    ratio, share = (ours / other if other else None for other in (peer, limit))
+    return dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, limit=limit, of=of, ratio=ratio, share=share)
 
 
 def new_model(args, **changed) -> LLM:
     """An LLM of the sizes in args, on the device, with weights that are not zero."""
-    names = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len")
+    sizes = {name: getattr(args, name) for name in ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len")}
     torch.manual_seed(args.seed)
-    model = LLM(**{name: getattr(args, name) for name in names} | changed)
+    model = LLM(**sizes | changed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     return model.to(choose_device()[0])
@@ -233,10 +234,8 @@ def bench_generation(args) -> list[dict]:
         ids = torch.randint(1, args.vocab_size, (streams, length), device=device)
         ours = 3 * count if name == "window full" else count  # so that the window's moving on has its share
         sides = {"read": lambda: [weights.sum() for _ in range(100)]}
-        step = fastest_step(model, streams)
-        sides["ours"] = lambda ids=ids, n=ours, step=step: list(
-            itertools.islice(model.generate(ids, temperature=0, step=step), n)
-        )
+        stream = functools.partial(model.generate, ids, temperature=0, step=fastest_step(model, streams))
+        sides["ours"] = lambda stream=stream, n=ours: list(itertools.islice(stream(), n))
         if peer:
             how = dict(greedy, min_new_tokens=count) if has_cache else {}
             sides["peer"] = lambda ids=ids, n=count, peer=peer, how=how: peer.generate(ids, max_new_tokens=n, **how)
@@ -332,11 +331,7 @@ def main() -> None:
     args = parse_args(parser)
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").exists():
         raise UserError(f"--nanogpt {args.nanogpt}: there is no model.py in it")
-    try:
-        load_articles(args.dataset, args.text_column)
-    except ConnectionError:
-        print("the Hugging Face hub cannot be reached, so the bundled encyclopedia stands in")
-        args.dataset = BUNDLED
+    _, args.dataset = load_articles_or_bundled(args.dataset, args.text_column)
     device, dtype = choose_device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     print(machine := f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
@@ -346,8 +341,7 @@ def main() -> None:
         new = part(args) if part is bench_text else alone(part, args)  # bench_text starts processes of its own
         show(new)
         rows += new
-    out = Path(args.out_dir) / "bench.json"
-    with atomic_write(out) as temporary:
+    with atomic_write(out := Path(args.out_dir) / "bench.json") as temporary:
         temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
     print(f"saved {out}")
 

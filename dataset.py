@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
-from corpus.sources import BUNDLED, STANDS_IN_FOR, load_articles
+from corpus.sources import load_articles_or_bundled
 from corpus.token_files import Corpus, prepare_corpus
 from corpus.tokenizer import encode, tokenizer_key
 from llm import LLM
@@ -26,19 +27,7 @@ def load_text(args: Namespace) -> tuple[Corpus, str]:
     Raises UserError if the text cannot be read or is too short.
     """
     print(f"text: {args.dataset}")
-    name = args.dataset
-    try:
-        articles = load_articles(name, args.text_column)
-    except ConnectionError as error:
-        if name != STANDS_IN_FOR:
-            raise UserError(
-                f"{name}: there is no such file or folder here, and the Hugging Face hub cannot be reached "
-                "to look for a data set of that name (--dataset)"
-            ) from error
-        print("  the Hugging Face hub cannot be reached, so the bundled encyclopedia stands in (data/articles.jsonl)")
-        name = BUNDLED
-        articles = load_articles(name, args.text_column)
-
+    articles, name = load_articles_or_bundled(args.dataset, args.text_column)
     cache = Path(args.out_dir) / "cache"
     corpus = prepare_corpus(articles, cache, args.vocab_size, args.val_fraction, args.tokenizer_chars)
     print(
@@ -54,7 +43,7 @@ def text_settings(args: Namespace) -> dict[str, str | int | float]:
     return {name: getattr(args, name) for name in names}
 
 
-def load_text_of(model: LLM, args: Namespace) -> tuple[Corpus, str]:
+def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Corpus, str]:
     """The text that a trained model was trained on, for scripts that measure it on the articles it has not seen.
 
     The settings saved with the weights are used, except those that the command line gives. Raises UserError if the result
@@ -64,9 +53,8 @@ def load_text_of(model: LLM, args: Namespace) -> tuple[Corpus, str]:
         if name not in args.given:
             setattr(args, name, value)
     corpus, name = load_text(args)
-    found = {"text": corpus.key, "tokenizer": tokenizer_key(corpus.tokenizer)}
-    same = all(model.trained_on.get(name, key) == key for name, key in found.items())  # older models save less
-    if not same or corpus.tokenizer.get_vocab_size() != model.vocab_size:
+    same_text = model.trained_on.get("text", corpus.key) == corpus.key  # older weights do not name their text
+    if not same_text or tokenizer_key(corpus.tokenizer) != tokenizer_key(tokenizer):
         raise UserError(
             f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out the flags of "
             "the text, or give those that train.py had (--dataset, --text_column, --val_fraction, --vocab_size)"

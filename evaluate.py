@@ -13,8 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from corpus.sources import load_articles
-from corpus.token_files import Corpus
-from corpus.tokenizer import decode_sentences, encode, load_tokenizer, tokenizer_key
+from corpus.tokenizer import decode_sentences, encode, load_tokenizer
 from dataset import load_text_of
 from evaluation.case_endings import evaluate_cases
 from evaluation.facts import BUNDLED_FACTS, evaluate_facts, load_facts
@@ -66,17 +65,6 @@ def column_of(args: Namespace, model: LLM) -> str:
     return settings.get("text_column", args.text_column)
 
 
-def load_training_text(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Corpus, str]:
-    """The text that the model was trained on, and its name. Raises UserError if the flags name another one."""
-    corpus, name = load_text_of(model, args)
-    if tokenizer_key(corpus.tokenizer) != tokenizer_key(tokenizer):  # older weights do not name their text
-        raise UserError(
-            f"the model in {args.out_dir} was not trained on this text, which has another tokenizer: give the flags "
-            "that train.py had for the text (--dataset, --text_column, --val_fraction, --vocab_size)"
-        )
-    return corpus, name
-
-
 def main() -> None:
     args = read_flags()
     began, folder = time.monotonic(), Path(args.out_dir)
@@ -89,7 +77,7 @@ def main() -> None:
     facts = load_facts(Path(args.facts or BUNDLED_FACTS).expanduser()) if everything or args.facts else []
     text_ids = encode_text(args.text, column_of(args, model), tokenizer) if args.text else []
     if everything or args.text or args.facts:
-        corpus, corpus_name = load_training_text(model, tokenizer, args)
+        corpus, corpus_name = load_text_of(model, tokenizer, args)
 
     device, dtype = choose_device()
     scorer = Scorer(model.to(device), tokenizer, dtype)

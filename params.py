@@ -12,7 +12,7 @@ dropout = 0.0  # share of activations zeroed while training; more than 0 only fo
 dataset = "Den4ikAI/russian_cleared_wikipedia"  # of the hub, or a file or folder: jsonl, json, txt, csv, parquet, or .xz, .gz
 text_column = "sample"  # the column that holds the text (a .txt file has none: each line is a text)
 val_fraction = 0.02  # share of the articles, the last ones, held out for validation
-tokenizer_chars = 10_000_000  # the tokenizer trains on an even sample of about so many characters of a longer text
+tokenizer_chars = 10_000_000  # a longer text is sampled evenly, to about this many characters, to train the tokenizer
 
 # training
 epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows

@@ -29,7 +29,7 @@ from support.checkpoint import lock_folder
 from support.cli import UserError, make_parser, parse_args, run_script
 from support.continuation import PROMPTS, continue_prompt
 from support.device import choose_device, maybe_compile
-from support.distributed import data_parallel, local_rank_zero_first, process_group
+from support.distributed import all_reduce_mean, data_parallel, local_rank_zero_first, process_group
 from support.training_run import TrainingRun
 
 
@@ -55,15 +55,16 @@ def training_step(
     loss_of: Callable, model: LLM, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float,
     input_ids: Tensor, target_ids: Tensor,
 ) -> Tensor:  # fmt: skip
-    """One step of Adam on a batch, both (B, T). Returns its mean loss, still on the device."""
+    """One step of Adam on a batch, both (B, T). Returns its mean loss over all processes, still on the device."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss = loss_of(input_ids, target_ids)
+    mean_loss = all_reduce_mean(loss.detach())  # before the step: if another process is gone, neither is done
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.detach()
+    return mean_loss
 
 
 @torch.no_grad()
@@ -190,7 +191,8 @@ def main() -> None:
         ended_by = train(model.to(device), corpus, epochs, args, device, dtype, rank, world_size)
 
         how = f"ended early by {ended_by}" if ended_by else "done"
-        print(f"{how} after {(time.monotonic() - began) / 60:.1f} minutes; trained on {text_name}")
+        text = "the bundled encyclopedia" if text_name == BUNDLED else text_name
+        print(f"{how} after {(time.monotonic() - began) / 60:.1f} minutes; trained on {text}")
         print(f"saved {out_dir / 'parameters.pt2'} and {out_dir / 'bpe_tokenizer.json'}")
         if ended_by:
             print("run again to go on from here")

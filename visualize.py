@@ -38,7 +38,7 @@ def main() -> None:
         attention_png(model, tokenizer, args.prompt, args.png)
         print(f"saved {args.png}")
         return
-    corpus, _ = load_text_of(model, args)
+    corpus, _ = load_text_of(model, tokenizer, args)
     measurements = measure(model, tokenizer, corpus.train, corpus.val, out_dir)
     write_page(make_page(model, tokenizer, measurements, args.prompt), out_dir / PAGE)
 

@@ -68,6 +68,23 @@ def load_articles(name: str, column: str) -> Articles:
     raise UserError(f"{name}: no such file or folder (and a data set of the hub is called owner/name)")
 
 
+def load_articles_or_bundled(name: str, column: str) -> tuple[Articles, str]:
+    """load_articles(), and the name of what was loaded: the bundled encyclopedia stands in for its data set of the hub.
+
+    Raises UserError for everything that is wrong.
+    """
+    try:
+        return load_articles(name, column), name
+    except ConnectionError as error:
+        if name != STANDS_IN_FOR:
+            raise UserError(
+                f"{name}: there is no such file or folder here, and the Hugging Face hub cannot be reached "
+                "to look for a data set of that name (--dataset)"
+            ) from error
+    print("  the Hugging Face hub cannot be reached, so the bundled encyclopedia stands in (data/articles.jsonl)")
+    return load_articles(BUNDLED, column), BUNDLED
+
+
 # Files
 
 

@@ -6,6 +6,7 @@ run that goes on from a checkpoint ends with the same weights, bit for bit, as o
 """
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -59,8 +60,7 @@ def load_weights(path: Path | str) -> LLM:
     """
     try:
         state = read_torch_file(path)
-        arguments = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len", "dropout")
-        architecture = {name: state["_extra_state"][name] for name in arguments}
+        architecture = {name: state["_extra_state"][name] for name in inspect.signature(LLM).parameters}
         shapes = {name: value.shape for name, value in state.items() if name != "_extra_state"}
         if not 0 < architecture["num_layers"] <= len(shapes) or not 0 < architecture["max_seq_len"] < 2**17:
             raise ValueError("its architecture is not that of its weights")
@@ -110,8 +110,9 @@ def state_on_cpu(model: LLM) -> dict:
     return {name: value.cpu() if torch.is_tensor(value) else value for name, value in model.state_dict().items()}
 
 
-def save_model(model: LLM, corpus: Corpus, folder: Path) -> None:
-    """Write the weights and the tokenizer that belongs to them."""
+def save_model(model: LLM, corpus: Corpus, folder: Path, finished: bool) -> None:
+    """Write the weights, and the tokenizer that belongs to them. Whether the run has finished is saved with the weights."""
+    model.trained_on["finished"] = finished
     with atomic_write(folder / TOKENIZER) as temporary:  # renamed last, if the weights could be written
         temporary.write_text(corpus.tokenizer.to_str(pretty=True), encoding="utf-8")
         write_torch_file(folder / PARAMETERS, state_on_cpu(model))
@@ -120,12 +121,11 @@ def save_model(model: LLM, corpus: Corpus, folder: Path) -> None:
 def keep_previous_model(folder: Path) -> None:
     """Move the finished model in the folder, with all that its run and the scripts made of it, into previous/.
 
-    A run calls this when it starts anew. While there is a checkpoint the model in the folder is unfinished, and previous/ stays
-    as it is. The files are moved into a folder beside it, which then takes its place; a move that was interrupted goes on.
+    A run calls this when it starts anew. Unfinished weights are left to be overwritten: they must not displace what is in
+    previous/. The files are moved into a folder beside it, which then takes its place; an interrupted move goes on.
     """
     moving, previous, old = (folder / name for name in ("previous.moving", "previous", "previous.old"))
-    finished = (folder / PARAMETERS).exists() and not (folder / CHECKPOINT).exists()
-    if not finished and not moving.exists():
+    if not holds_finished_model(folder) and not moving.exists():
         return
     moving.mkdir(exist_ok=True)
     for name in (PARAMETERS, *MADE_FROM_A_MODEL):
@@ -137,6 +137,21 @@ def keep_previous_model(folder: Path) -> None:
     os.replace(moving, previous)
     shutil.rmtree(old, ignore_errors=True)
     print(f"  the model trained here before is kept in {previous}")
+
+
+def holds_finished_model(folder: Path) -> bool:
+    """Whether parameters.pt2 is of a run that ended. Older files do not say; theirs is unfinished if a checkpoint is there.
+
+    What cannot be read counts as finished, so that it is kept.
+    """
+    if not (folder / PARAMETERS).exists():
+        return False
+    try:
+        return load_weights(folder / PARAMETERS).trained_on["finished"]
+    except KeyError:
+        return not (folder / CHECKPOINT).exists()
+    except ValueError:
+        return True
 
 
 # Checkpoints

@@ -47,6 +47,7 @@ def process_group() -> Iterator[tuple[int, int]]:
         if rank:
             print(line, file=sys.stderr)  # run_script prints the errors of rank 0 only
         raise UserError(line) from error
+    dist.barrier()  # a process that leaves while rank 0 is still saving may abort in gloo's threads
     dist.destroy_process_group()
 
 
@@ -73,8 +74,9 @@ def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over the processes, in every process."""
     if not dist.is_initialized():
         return value
-    dist.all_reduce(value)
-    return value / dist.get_world_size()
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 def broadcast_from_rank_zero(value: Any) -> Any:

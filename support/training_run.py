@@ -80,6 +80,7 @@ class TrainingRun:
         self.bar_status: dict[str, str] = {}
         self._resume()
         self.clock = self.saved_at = time.monotonic()
+        self.rate_since: tuple[int, float] | None = None  # step and time after the first step, which may compile the model
 
     def _resume(self) -> None:
         """Go on from the checkpoint of this run, or start anew."""
@@ -113,9 +114,8 @@ class TrainingRun:
         self.interval_tokens += num_tokens
         self.learning_rate = learning_rate
         self.interval_losses.append(loss)
-        # Only after the loss is in the list: if another process is gone this fails, and the checkpoint then lacks nothing
-        self.interval_losses[-1] = all_reduce_mean(loss)
         self.bar.update()
+        self.rate_since = self.rate_since or (self.step, time.monotonic())
         if self.checks_now():
             self._read_clock()
             train_loss = self._train_loss()
@@ -184,7 +184,7 @@ class TrainingRun:
                 self._end_not_finite("loss", math.nan)
             if ended_early:
                 self.save_checkpoint()
-            save_model(self.model, self.corpus, self.folder)
+            save_model(self.model, self.corpus, self.folder, finished=not ended_early)
             if not ended_early:
                 (self.folder / CHECKPOINT).unlink(missing_ok=True)
                 aside_path(self.folder, self.identity).unlink(missing_ok=True)
@@ -236,7 +236,7 @@ class TrainingRun:
         kept = "nothing is saved"
         if self.last_finite_weights is not None and self.rank == 0:
             self.model.load_state_dict(self.last_finite_weights)
-            save_model(self.model, self.corpus, self.folder)
+            save_model(self.model, self.corpus, self.folder, finished=False)
             kept = "the last weights that were finite are saved"
         raise UserError(f"the {what} at step {self.step} is {value}; {kept}; try a smaller --learning_rate")
 
@@ -252,8 +252,10 @@ class TrainingRun:
         return torch.stack(self.interval_losses).mean().item()
 
     def _time_left(self) -> str:
-        """The time that the rest of the whole run takes at the mean rate so far."""
-        return tqdm.format_interval(self.seconds / self.step * (self.steps - self.step))
+        """The time that the rest of the whole run takes, at the mean rate of this sitting after its first step."""
+        first_step, first_time = self.rate_since
+        seconds_per_step = (time.monotonic() - first_time) / max(1, self.step - first_step)
+        return tqdm.format_interval(seconds_per_step * (self.steps - self.step))
 
     def _show_epoch(self) -> None:
         """Begin the progress bar of the epoch that the next step belongs to."""

@@ -60,7 +60,7 @@ def home(tmp_path_factory) -> Path:
     run.interval_losses, run.interval_tokens = [torch.tensor(2.0)], 100
     run.log_rows, run.samples = [[7, 700, 1.0, 2.0, 3.0, 4.0, 0.1, 50.0]], [{"step": 7, "text": "а"}]
     run.save_checkpoint()
-    save_model(model, run.corpus, folder)
+    save_model(model, run.corpus, folder, finished=False)
     return folder
 
 
@@ -194,7 +194,7 @@ def test_finished_weights_stay_until_the_new_ones_are_saved(tmp_path, monkeypatc
 
     monkeypatch.setattr(checkpoint, "write_torch_file", full)
     with pytest.raises(OSError):
-        save_model(LLM(300, 32, 2, 1, 16), corpus, folder)
+        save_model(LLM(300, 32, 2, 1, 16), corpus, folder, finished=True)
     assert sorted((p.name, p.read_text()) for p in folder.iterdir()) == [
         ("bpe_tokenizer.json", "old"),
         ("parameters.pt2", "old"),

@@ -105,7 +105,7 @@ def measured_money(tokenizer, table) -> list[dict]:
 
 
 def test_an_answer_does_not_beat_the_longer_one_that_begins_with_it(money_tokenizer):
-    """The model knows all three; without subtracting, фунт would be the likelier one for England, too."""
+    """The model knows all three. Without the subtraction, фунт would score higher for England as well."""
     table = [(" Англии", " фунт", 9.0), (" Чили", " рубль", 9.0), (" Ливана", " фунт", 9.0)]
     ranks = [row["rank"] for row in measured_money(money_tokenizer, [*table, (" фунт", " стерлингов", 9.0)])]
     assert ranks == [1, 2, 1]  # for the table model фунт has no past, so it says стерлингов in Lebanon, too
