@@ -35,8 +35,9 @@ from corpus.tokenizer import train_tokenizer
 from llm import LLM
 from support.cli import UserError, atomic_write, make_parser, parse_args, run_script
 from support.device import choose_device, maybe_compile
+from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
-from train import loss_function, training_step
+from train import training_step
 
 ROUNDS = 3
 STEPS = 10  # training steps in a round
@@ -90,8 +91,7 @@ def our_steps(args, compiled=True, count=STEPS, **changed):
     device, dtype = choose_device()
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
-    with contextlib.redirect_stdout(io.StringIO()):
-        loss = maybe_compile(loss_function(model, device, dtype), 10**9 if compiled else 0, device)
+    loss = maybe_compile(TrainingLoss(model, device, dtype), "on" if compiled else "off", count, device)
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 

@@ -79,7 +79,7 @@ def main() -> None:
     if everything or args.text or args.facts:
         corpus, corpus_name = load_text_of(model, tokenizer, args)
 
-    device, dtype = choose_device()
+    device, dtype = choose_device(args.precision)
     scorer = Scorer(model.to(device), tokenizer, dtype)
     results = load_results(folder)
     if everything or args.text:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,8 +27,9 @@ from llm import LLM
 from support.checkpoint import lock_folder
 from support.cli import UserError, make_parser, parse_args, run_script
 from support.continuation import PROMPTS, continue_prompt
-from support.device import choose_device, maybe_compile
+from support.device import choose_device, keep_freed_memory, maybe_compile
 from support.distributed import all_reduce_mean, data_parallel, local_rank_zero_first, process_group
+from support.loss import TrainingLoss
 from support.training_run import TrainingRun
 
 
@@ -38,17 +38,6 @@ def learning_rate_at(step: int, steps: int, args: Namespace) -> float:
     rise = step / max(1, args.warmup * steps)
     fall = (steps + 1 - step) / max(1, args.decay * steps)
     return args.learning_rate * min(1, rise, fall)
-
-
-def loss_function(model: LLM, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
-    """loss(input_ids, target_ids), both (B, T): the mean cross-entropy in nats per token, matrix products in dtype."""
-
-    def loss(input_ids: Tensor, target_ids: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = model(input_ids)  # (B, T, vocab_size)
-        return F.cross_entropy(logits.flatten(0, 1).float(), target_ids.flatten())
-
-    return loss
 
 
 def training_step(
@@ -72,7 +61,7 @@ def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: tor
     """Mean loss in nats per token over an even sample of about eval_windows windows of held-out tokens."""
     windows = TextDataset(tokens, min(args.max_seq_len, len(tokens) - 1))
     chosen = range(0, len(windows), math.ceil(len(windows) / args.eval_windows))
-    loss_of = loss_function(model.eval(), device, dtype)  # not compiled: other shapes would have to be compiled again
+    loss_of = TrainingLoss(model.eval(), device, dtype)  # not compiled: other shapes would have to be compiled again
     total = 0.0
     for input_ids, target_ids in DataLoader(windows, args.batch_size, sampler=chosen):
         total += loss_of(input_ids.to(device), target_ids.to(device)).item() * len(input_ids)
@@ -112,8 +101,8 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
     per_epoch = steps_in_epoch(corpus.train, args.max_seq_len, args.batch_size)
     with TrainingRun(model, optimizer, corpus, args, epochs, per_epoch, rank, world_size) as run:
-        loss_of = loss_function(data_parallel(model, device), device, dtype)
-        loss_of = maybe_compile(loss_of, run.steps, device)
+        loss_of = data_parallel(TrainingLoss(model, device, dtype), device)
+        loss_of = maybe_compile(loss_of, args.compile, run.steps - run.step, device)
         for input_ids, target_ids in batches(corpus.train, run.step, run.steps, args, rank, world_size):
             step = run.step + 1
             rate = learning_rate_at(step, run.steps, args)
@@ -162,6 +151,7 @@ def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:
 
 def main() -> None:
     args = parse_args(make_parser(__doc__))
+    keep_freed_memory()
     with process_group() as (rank, world_size):
         if args.batch_size % world_size:
             raise UserError(f"--batch_size {args.batch_size} does not divide among {world_size} processes")
@@ -176,7 +166,7 @@ def main() -> None:
         epochs = args.sample_epochs if text_name == BUNDLED and "epochs" not in args.given else args.epochs
 
         torch.manual_seed(args.seed)
-        device, dtype = choose_device()
+        device, dtype = choose_device(args.precision)
         vocab_size = corpus.tokenizer.get_vocab_size()  # less than args.vocab_size if a small text has too few pairs
         model = LLM(vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len, args.dropout)
         model.trained_on = {

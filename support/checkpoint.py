@@ -29,7 +29,7 @@ MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES]
 MADE_FROM_A_MODEL += ["evaluation.json", "evaluation.png", "visualization.html", "attention.png", "huggingface"]
 # Hyperparameters that may differ when a run goes on: where things are, what is measured and when. All others shape the result.
 MAY_CHANGE_ON_RESUME = (
-    "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes given".split()
+    "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes precision compile given".split()
 )
 
 

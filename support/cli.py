@@ -14,7 +14,7 @@ from pathlib import Path
 import params
 
 # The type of each hyperparameter. It cannot be read off the value in params.py, where people write 1 for 1.0.
-TEXT = "dataset text_column out_dir".split()
+TEXT = "dataset text_column out_dir precision compile".split()
 WHOLE = (
     "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars seed".split()
 )
@@ -76,6 +76,8 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     check(args, "from 0 to 1", ["warmup", "decay"], lambda value: 0 <= value <= 1)
     check(args, "above 0 and at most 0.5", ["val_fraction"], lambda value: 0 < value <= 0.5)
     check(args, "0 or above and below 2^63", ["seed"], lambda value: 0 <= value < 2**63)
+    check(args, "auto, float32 or bfloat16", ["precision"], lambda value: value in ("auto", "float32", "bfloat16"))
+    check(args, "auto, on or off", ["compile"], lambda value: value in ("auto", "on", "off"))
     if args.d_model % (2 * args.num_heads):
         raise UserError(
             f"--d_model {args.d_model} must divide into --num_heads {args.num_heads} heads of an even size, "

@@ -11,8 +11,10 @@ import io
 import json
 import math
 import signal
+import statistics
 import time
 from argparse import Namespace
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +43,7 @@ from support.distributed import all_reduce_mean, broadcast_from_rank_zero
 
 LOG_COLUMNS = "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
 CHECK_EVERY = 10  # steps; to read a loss from the device, or to ask the other processes, is to wait for them
+ESTIMATE_AT = 3 * CHECK_EVERY  # steps of this sitting after which the time that the rest takes is told
 MOST_SAMPLES = 40  # lines of training_samples.jsonl, about
 
 
@@ -80,7 +83,9 @@ class TrainingRun:
         self.bar_status: dict[str, str] = {}
         self._resume()
         self.clock = self.saved_at = time.monotonic()
-        self.rate_since: tuple[int, float] | None = None  # step and time after the first step, which may compile the model
+        self.timed_at = self.step, self.clock
+        self.step_seconds: deque[float] = deque(maxlen=5)  # per step, of the last intervals of CHECK_EVERY steps
+        self.estimate_at = self.step + ESTIMATE_AT
 
     def _resume(self) -> None:
         """Go on from the checkpoint of this run, or start anew."""
@@ -115,15 +120,17 @@ class TrainingRun:
         self.learning_rate = learning_rate
         self.interval_losses.append(loss)
         self.bar.update()
-        self.rate_since = self.rate_since or (self.step, time.monotonic())
         if self.checks_now():
             self._read_clock()
+            self._time_steps()
             train_loss = self._train_loss()
             rate = self.interval_tokens / self.interval_seconds
-            self.bar_status |= {"loss": f"{train_loss:.3f}", "tokens/s": f"{rate:,.0f}", "left": self._time_left()}
+            self.bar_status |= {"loss": f"{train_loss:.3f}", "tokens/s": f"{rate:,.0f}", "left": tqdm.format_interval(self._seconds_left())}
             self.bar.set_postfix(self.bar_status, refresh=False)
             if not math.isfinite(train_loss):
                 self._end_not_finite("loss", train_loss)
+            if self.step >= self.estimate_at:
+                self._print_estimate()
         if self.step % self.steps_per_epoch == 0 and self.step < self.steps:
             self._show_epoch()
 
@@ -251,11 +258,26 @@ class TrainingRun:
     def _train_loss(self) -> float:
         return torch.stack(self.interval_losses).mean().item()
 
-    def _time_left(self) -> str:
-        """The time that the rest of the whole run takes, at the mean rate of this sitting after its first step."""
-        first_step, first_time = self.rate_since
-        seconds_per_step = (time.monotonic() - first_time) / max(1, self.step - first_step)
-        return tqdm.format_interval(seconds_per_step * (self.steps - self.step))
+    def _time_steps(self) -> None:
+        """Note how long a step took since the last call."""
+        step, now = self.timed_at
+        self.step_seconds.append((time.monotonic() - now) / max(1, self.step - step))
+        self.timed_at = self.step, time.monotonic()
+
+    def _seconds_left(self) -> float:
+        """What the rest of the whole run takes. The median of some intervals: compiling and validation fall into few of them."""
+        return statistics.median(self.step_seconds) * (self.steps - self.step)
+
+    def _print_estimate(self) -> None:
+        """Say once how long the run will take, and how to make it shorter."""
+        self.estimate_at = math.inf
+        seconds, tokens = self._seconds_left(), (self.steps - self.step) * self.tokens / self.step
+        if self.step == self.steps:
+            return
+        line = f"  {tokens:,.0f} tokens to go at {tokens / seconds:,.0f} tokens/s: about {tqdm.format_interval(seconds)}"
+        if seconds > 120:
+            line += f"; a fifth of that with --epochs {self.identity['epochs'] / 5:g}"
+        tqdm.write(line)
 
     def _show_epoch(self) -> None:
         """Begin the progress bar of the epoch that the next step belongs to."""
@@ -270,6 +292,7 @@ class TrainingRun:
             initial=done,
             unit=" batches",
             dynamic_ncols=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             disable=self.rank > 0,
         )
 

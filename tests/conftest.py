@@ -33,15 +33,3 @@ def unbroken(tmp_path_factory) -> Path:
     done = run_training(home / "unbroken")
     assert done.code == 0, done.err
     return home / "unbroken"
-
-
-@pytest.fixture(scope="session")
-def float32(unbroken) -> Path:
-    """train.py, in float32 whatever the processor has."""
-    path = unbroken.parent / "float32.py"
-    path.write_text(
-        "import torch, train\n"
-        "train.choose_device = lambda: (torch.device('cpu'), torch.float32)\n"
-        "if __name__ == '__main__': train.run_script(train.main)\n"
-    )
-    return path

@@ -12,24 +12,24 @@ from helpers import log_of, run_training, start_training, wait_for
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def test_two_processes_train_as_one_and_go_on_as_one(unbroken, float32):
+def test_two_processes_train_as_one_and_go_on_as_one(unbroken):
     plain = ["--dropout", 0, "--epochs", 1]
     one, two = unbroken.parent / "one", unbroken.parent / "two"
-    assert run_training(one, *plain, script=float32)[0] == 0
-    code, out, err = run_training(two, *plain, script=float32, launch=TORCHRUN)
+    assert run_training(one, *plain)[0] == 0
+    code, out, err = run_training(two, *plain, launch=TORCHRUN)
     assert code == 0 and out.count("; trained on") == 1 and "2 processes" in out, err
     losses = [[[float(row[i]) for i in (2, 3)] for row in log_of(folder)] for folder in (one, two)]
     assert torch.allclose(*map(torch.tensor, losses), rtol=0, atol=1e-4) and len(losses[0]) > 3
 
     # a killed worker ends the run, and one process goes on from what the other has left
     killed = unbroken.parent / "killed_worker"
-    process = start_training(killed, *plain, script=float32, launch=TORCHRUN)
+    process = start_training(killed, *plain, launch=TORCHRUN)
     wait_for(process, "tokens/s=")
     ours = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and of_group(int(pid), process.pid, b"RANK=1")]
     os.kill(ours[0], signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0 and (killed / "checkpoint.pt").exists()
-    code, out, err = run_training(killed, *plain, script=float32)
+    code, out, err = run_training(killed, *plain)
     assert code == 0 and "goes on" in out, err
     again = [[float(row[i]) for i in (2, 3)] for row in log_of(killed)]
     assert torch.allclose(torch.tensor(again), torch.tensor(losses[0]), rtol=0, atol=1e-4)
@@ -48,9 +48,9 @@ def of_group(pid: int, group: int, variable: bytes) -> bool:
         return False
 
 
-def test_a_killed_worker_is_started_again(unbroken, float32):
+def test_a_killed_worker_is_started_again(unbroken):
     folder = unbroken.parent / "restarted"
-    process = start_training(folder, "--dropout", 0, "--epochs", 1, script=float32, launch=[*TORCHRUN, "--max-restarts=1"])
+    process = start_training(folder, "--dropout", 0, "--epochs", 1, launch=[*TORCHRUN, "--max-restarts=1"])
     wait_for(process, "tokens/s=")
     os.kill(
         [int(p) for p in os.listdir("/proc") if p.isdigit() and of_group(int(p), process.pid, b"RANK=0")][0], signal.SIGKILL

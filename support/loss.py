@@ -1,0 +1,62 @@
+"""The training loss: output layer and cross-entropy in one, a few hundred positions at a time.
+
+The logits of a batch are its largest tensor by far: 2,048 positions x 5,000 tokens are 41 MB, and their gradient is as much
+again. Nobody needs them all at once. OutputLoss computes them in chunks that fit into the processor's cache, and, while a
+chunk is there, its share of both gradients. Liger-Kernel (arXiv:2410.10989, section 3.2) does the same on GPUs.
+"""
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_ROWS = 512  # positions at a time on a CPU: 10 MB of logits
+
+
+class OutputLoss(torch.autograd.Function):
+    """The mean of -log softmax(x W^T)[target] over the rows of x, and its gradients for x and W.
+
+    With P = softmax(x W^T), Y = 1 at the targets and 0 elsewhere, and N rows, the gradient for the logits is (P - Y) / N. So
+    that for x is (P - Y) W / N, and that for W is (P - Y)^T x / N: both are ready before backward() asks for them.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, with_gradients: bool) -> Tensor:
+        """x (N, D) in the precision of the products, weight (V, D), targets (N,) int64. Returns a tensor ()."""
+        N, W = len(targets), weight.to(x.dtype)
+        total = weight.new_zeros(())
+        x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
+        for start in range(0, N, chunk_rows):
+            rows, target = x[start : start + chunk_rows], targets[start : start + chunk_rows, None]
+            logits = (rows @ W.T).to(weight.dtype)  # (rows, V)
+            log_sum = logits.logsumexp(dim=-1, keepdim=True)
+            total = total + (log_sum - logits.gather(1, target)).sum()
+            if with_gradients:
+                logits_grad = (logits - log_sum).exp().scatter_add(1, target, -torch.ones_like(log_sum)) / N  # (P - Y) / N
+                logits_grad = logits_grad.to(x.dtype)
+                x_grad[start : start + chunk_rows] = logits_grad @ W
+                weight_grad += logits_grad.T @ rows
+        ctx.save_for_backward(x_grad, weight_grad)
+        return total / N
+
+    @staticmethod
+    def backward(ctx, loss_grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x_grad, weight_grad = ctx.saved_tensors
+        return x_grad * loss_grad, weight_grad * loss_grad, None, None, None
+
+
+class TrainingLoss(nn.Module):
+    """loss(input_ids, target_ids), both (B, T): the mean cross-entropy in nats per token, matrix products in dtype.
+
+    A module, since DistributedDataParallel averages the gradients of a module.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.device, self.dtype = model, device, dtype
+
+    def forward(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            x = self.model.norm(self.model.residual(input_ids)).flatten(0, 1)  # (B T, D)
+        targets = target_ids.flatten()
+        chunk_rows = CHUNK_ROWS if self.device.type == "cpu" else len(targets)  # a GPU has room, and each call costs time
+        weight = self.model.embedding.weight
+        return OutputLoss.apply(x.to(self.dtype), weight, targets, chunk_rows, torch.is_grad_enabled())
