@@ -9,7 +9,7 @@ from corpus.tokenizer import EOS, encode_prompt
 from llm import LLM
 from support.numpy_decoder import fastest_step
 
-PROMPTS = ("Столицей Франции является", "Волга впадает в", "В начале XX века")
+PROMPTS = ("Столица Франции — город", "Волга впадает в", "Зимой медведь")
 
 
 def continue_prompt(

@@ -35,7 +35,7 @@ def start(script, *arguments, launch=(sys.executable,), **env) -> subprocess.Pop
     """Start a script as a process, for tests in which the process is the point."""
     command = [*launch, script, *arguments]
     env = {**os.environ, **NO_HUB, "PYTHONPATH": str(ROOT), **env}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, start_new_session=True, **pipes)
 
 
