@@ -4,6 +4,7 @@ prepare_corpus() trains the tokenizer, encodes the articles in several processes
 so that a second run on the same text starts at once.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -191,8 +192,23 @@ def _encode_all(
             yield [encoder(article)], [len(article)]
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough
-    with multiprocessing.Pool(initializer=_start_worker, initargs=(tokenizer.to_str(),)) as pool:
+    with _interrupt_delayed():
+        pool = multiprocessing.Pool(initializer=_start_worker, initargs=(tokenizer.to_str(),))
+    with pool:
         yield from pool.imap(_encode_batch, _batches(articles))
+
+
+@contextlib.contextmanager
+def _interrupt_delayed() -> Iterator[None]:
+    """Ctrl-C comes through after the block. While a process forks, Python would lose it: errors of fork hooks are ignored."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _batches(articles: Iterable[str]) -> Iterator[list[str]]:

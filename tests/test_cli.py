@@ -1,9 +1,11 @@
 """The command line: flags, errors in one line, files that are replaced whole."""
 
+import os
+import subprocess
 import sys
 
 import pytest
-from helpers import call
+from helpers import ROOT, call, run, start_training
 
 import params
 from support.cli import UserError, atomic_write, make_parser, parse_args
@@ -79,3 +81,28 @@ def test_wrong_types_in_params_py(monkeypatch, name, value, message):
         return
     with pytest.raises(UserError, match=message):
         parse_args(make_parser(""))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1251"])
+def test_a_terminal_that_cannot_show_a_character_shows_question_marks(unbroken, tmp_path, encoding):
+    (tmp_path / "text.txt").write_text("Волга — «река».\nЁж ест 🍎.\n" * 30, encoding="utf-8")
+    done = run("generate.py", "Волга — 🍎", "--out_dir", unbroken, "--max_new_tokens", 5, PYTHONIOENCODING=encoding)
+    assert done.code == 0 and "Traceback" not in done.err
+    folder = unbroken.parent / f"in_{encoding}"
+    process = start_training(folder, "--epochs", 0.1, "--dataset", tmp_path / "text.txt", PYTHONIOENCODING=encoding)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and (folder / "parameters.pt2").exists(), err
+    done = run("evaluate.py", "--text", tmp_path / "text.txt", "--out_dir", folder, PYTHONIOENCODING=encoding)
+    assert done.code == 0 and (folder / "evaluation.json").exists(), done.err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_terminal_ends_a_script_quietly(unbroken, closed):
+    command = f"{sys.executable} generate.py Волга --max_new_tokens 3 --out_dir {unbroken} {closed}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+
+
+def test_a_tilde_in_out_dir_is_the_home_folder(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--out_dir", "~/model"])
+    assert parse_args(make_parser("")).out_dir == os.path.expanduser("~/model")

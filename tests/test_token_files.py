@@ -1,14 +1,21 @@
 """Articles as files of token ids."""
 
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
-from helpers import ARTICLES
+from helpers import ARTICLES, start, wait_for, write_articles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import corpus.token_files
-from corpus.token_files import Encoder, prepare_corpus
+from corpus.sources import load_articles
+from corpus.token_files import PARALLEL_FROM, Encoder, prepare_corpus
 from corpus.tokenizer import EOS, encode, train_tokenizer
 from support.cli import UserError
 
@@ -90,3 +97,43 @@ def test_a_damaged_cache_is_made_again(tmp_path):
             if broken is not None:
                 (folder / name).write_bytes(broken)
             assert prepare_corpus(TEXT, tmp_path, 300, 0.1, 1000).train.tolist() == tokens
+
+
+def test_a_text_that_changed_within_a_second_is_read_again(tmp_path):
+    path = write_articles(tmp_path / "text.jsonl", ARTICLES[:20])
+    made, times = [], path.stat()
+    for first in (ARTICLES[0], ARTICLES[0][::-1]):  # as long as before
+        write_articles(path, [first, *ARTICLES[1:20]])
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        made.append(prepare_corpus(load_articles(str(path), "sample"), tmp_path / "cache", 400, 0.1, 10**9))
+    assert made[0].key != made[1].key
+    assert made[1].tokenizer.decode(made[1].train).startswith(ARTICLES[0][::-1][:20])
+
+
+@pytest.mark.parametrize("seconds", [0.05, 1.0])
+def test_ctrl_c_while_a_long_text_is_encoded_ends_at_once(tmp_path, seconds):
+    articles = [f"{number} {article}" for number in range(20) for article in ARTICLES[:300]]
+    assert sum(map(len, articles)) > PARALLEL_FROM
+    path = write_articles(tmp_path / "text.jsonl", articles)
+    process = start("train.py", "--dataset", path, "--out_dir", tmp_path, "--vocab_size", 300, "--tokenizer_chars", 10**5)
+    wait_for(process, "tokens:")
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.splitlines()[-1] == "train.py: interrupted" and "Traceback" not in err, err
+    deadline = time.monotonic() + 60
+    while living_in_group(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not living_in_group(process.pid)
+
+
+def living_in_group(group: int) -> list[str]:
+    """Processes of the group, without those that have ended and wait to be reaped."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, rest = path.read_text().rsplit(")", 1)
+            state, _, process_group = rest.split()[:3]
+            if int(process_group) == group and state not in "ZX":
+                found.append(name)
+    return found

@@ -120,3 +120,18 @@ def test_a_finished_model_is_kept_when_a_new_run_begins(tmp_path):
     second = weights(out)
     assert call("train.py", *flags, "--epochs", 0.1).code == 0
     assert weights(out / "previous") == second
+
+
+def test_tokens_count_what_was_read_where_a_text_is_shorter_than_a_batch(tmp_path):
+    write_articles(tmp_path / "text.jsonl", ARTICLES[:6])
+    flags = ["--dataset", tmp_path / "text.jsonl", "--out_dir", tmp_path, *SMALL, "--batch_size", 500, "--epochs", 3]
+    assert call("train.py", *flags).code == 0
+    num_tokens = LLM.load(tmp_path / "parameters.pt2").max_seq_len * num_windows(tmp_path)
+    row = list(csv.DictReader(open(tmp_path / "training_log.csv")))[-1]
+    assert int(row["step"]) == 3 and 2 * num_tokens < int(row["tokens"]) <= 3 * num_tokens < 3 * 500 * 64
+
+
+def num_windows(folder) -> int:
+    """Of the text that was trained on."""
+    train_ids = next((folder / "cache").glob("*/train.bin"))
+    return (train_ids.stat().st_size // 2 - 1) // 64

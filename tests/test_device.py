@@ -1,0 +1,54 @@
+"""Precision, and compiling: when it pays, and what happens if it cannot be done."""
+
+import itertools
+
+import pytest
+import torch
+from helpers import run_training
+
+import support.device
+from support.device import COMPILE_FROM, choose_device, maybe_compile
+
+CPU = torch.device("cpu")
+
+
+def test_precision_is_what_was_asked_for():
+    assert choose_device("float32")[1] == torch.float32
+    assert choose_device("bfloat16")[1] == torch.bfloat16
+    assert choose_device("auto")[1] in (torch.float32, torch.bfloat16)
+
+
+def compiled_calls(monkeypatch, seconds_per_step: float, steps: int, mode="auto") -> list[str]:
+    """Which way each of 20 steps goes, where each takes seconds_per_step by the clock."""
+    clock = itertools.count(step=seconds_per_step)
+    monkeypatch.setattr(support.device.time, "monotonic", lambda: next(clock) / 5)  # it is read twice in five steps
+    monkeypatch.setattr(torch, "compile", lambda loss, **_: lambda *batch: "compiled")
+    monkeypatch.setattr(support.device.shutil, "which", lambda name: name)
+    monkeypatch.setattr(support.device, "COMPILE_FROM", COMPILE_FROM)
+    loss = maybe_compile(lambda *batch: "uncompiled", mode, steps, CPU)
+    return [loss(None, None) for _ in range(20)]
+
+
+def test_the_model_is_compiled_once_the_rest_of_the_run_is_long(monkeypatch, capsys):
+    one_step = 2.0  # seconds between two looks at the clock; five steps lie between them
+    few, many = int(0.9 * COMPILE_FROM / one_step * 25), int(1.2 * COMPILE_FROM / one_step * 25)
+    assert set(compiled_calls(monkeypatch, one_step, few)) == {"uncompiled"}
+    calls = compiled_calls(monkeypatch, one_step, many)
+    assert calls[0] == "uncompiled" and calls[-1] == "compiled" and calls == sorted(calls, reverse=True)
+    assert "about 6 minutes to go uncompiled" in capsys.readouterr().out
+    assert set(compiled_calls(monkeypatch, one_step, many, "off")) == {"uncompiled"}
+    assert set(compiled_calls(monkeypatch, one_step, few, "on")) == {"compiled"}
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo 'x.cpp:1:1: fatal error: Python.h: No such file' >&2; exit 1"])
+def test_a_compiler_that_does_not_work_is_one_line_and_training_goes_on(unbroken, tmp_path, script):
+    for name in ("g++", "c++", "clang++"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncase $* in *--version*) echo 'g++ 12'; exit 0;; esac\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    broken = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    folder = unbroken.parent / f"broken_compiler_{len(script)}"
+    code, out, err = run_training(folder, "--compile", "on", "--epochs", 0.2, **broken)
+    assert code == 0 and (folder / "parameters.pt2").exists(), err
+    assert out.count("compiling failed") == 1 and "training goes on uncompiled" in out and "Traceback" not in out + err
+    if "Python.h" in script:
+        assert "(Python.h: No such file)" in out
