@@ -26,6 +26,7 @@ adam_beta2 = 0.95  # how long Adam remembers the squares of the gradients
 eval_every = 200  # steps between two validation losses
 eval_windows = 128  # held-out windows that a validation loss is measured on, an even sample
 checkpoint_minutes = 3.0  # minutes between two checkpoints, from which a run that was killed goes on
+snapshots = 12  # of the weights as they learn: before training, then at steps further and further apart; 0 for none
 precision = "auto"  # of matrix products: float32, bfloat16, or auto, which is bfloat16 where the hardware computes in it
 compile = "auto"  # on, off, or auto: torch.compile the model where the time it saves is longer than the minute it takes
 seed = 0  # of the weights, the order of the windows, and sampling

@@ -1,15 +1,16 @@
 """Train the model of params.py on its text:  python train.py  (--help lists the flags, one for each line of params.py)
 
 It prints what it does and leaves in out_dir the tokenizer (bpe_tokenizer.json), the weights (parameters.pt2), the loss curve
-(training_log.csv) and how the model continued a sentence as it learned (training_samples.jsonl). Ctrl-C ends a run early and
-saves what it has learned; the next run goes on from there. Two processes, each with half of every batch:
-torchrun --nproc_per_node=2 train.py
+(training_log.csv), how the model continued a sentence as it learned (training_samples.jsonl), and the weights at some steps
+(snapshots/). Ctrl-C ends a run early and saves what it has learned; the next run goes on from there. Two processes, each with
+half of every batch: torchrun --nproc_per_node=2 train.py
 """
 
 import math
+import runpy
 import shlex
 import time
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def train(
             input_ids, target_ids = input_ids.to(device), target_ids.to(device)
             loss = training_step(loss_of, model, optimizer, rate, args.grad_clip, input_ids, target_ids)
             run.record(loss, rate, num_tokens=world_size * input_ids.numel())
+            run.save_snapshot_if_due()
             if run.evaluation_due():
                 sample = continue_prompt(model, corpus.tokenizer, PROMPTS[0], 20) if run.sample_due() else None
                 run.log(validation_loss(model, corpus.val, args, device, dtype), sample)
@@ -117,6 +119,20 @@ def train(
                 break
             run.save_if_due()
         return run.finish()
+
+
+def model_class(args: Namespace) -> type[LLM]:
+    """The LLM of llm.py, or that of the Python file which --model names. Raises UserError if that one does not work."""
+    if "model" not in args:
+        return LLM
+    try:
+        theirs = runpy.run_path(args.model)["LLM"]
+        theirs(vocab_size=2, d_model=2, num_heads=1, num_layers=1, max_seq_len=1)(torch.tensor([[0]])).argmax()
+        return theirs
+    except OSError:
+        raise
+    except Exception as error:  # whatever the code in that file does
+        raise UserError(f"the class LLM of {args.model} does not work: {type(error).__name__}: {error}") from error
 
 
 def describe(model: LLM) -> None:
@@ -150,7 +166,10 @@ def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:
 
 
 def main() -> None:
-    args = parse_args(make_parser(__doc__))
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", default=SUPPRESS, help="a Python file with a class LLM to train in place of llm.py's")
+    args = parse_args(parser)
+    Model = model_class(args)
     keep_freed_memory()
     with process_group() as (rank, world_size):
         if args.batch_size % world_size:
@@ -168,7 +187,7 @@ def main() -> None:
         torch.manual_seed(args.seed)
         device, dtype = choose_device(args.precision)
         vocab_size = corpus.tokenizer.get_vocab_size()  # less than args.vocab_size if a small text has too few pairs
-        model = LLM(vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len, args.dropout)
+        model = Model(vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len, args.dropout)
         model.trained_on = {
             "tokenizer": tokenizer_key(corpus.tokenizer),
             "text": corpus.key,

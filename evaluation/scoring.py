@@ -85,7 +85,8 @@ class Scorer:
             readings += plan_readings(len(ids), start, window, stride, i)
 
         readings.sort(key=lambda reading: reading.length)  # equal lengths in one batch need little padding
-        with tqdm(total=sum(each.length for each in readings), desc=title, unit=" tokens", unit_scale=True) as bar:
+        total = sum(each.length for each in readings)
+        with tqdm(total=total, desc=title, unit=" tokens", unit_scale=True, leave=None) as bar:  # vanishes within another bar
             while readings:
                 size = max(1, BATCH_TOKENS // readings[-1].length)
                 batch = readings[-size:]  # the longest first: if memory is too small, that shows at once

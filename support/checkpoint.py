@@ -1,4 +1,4 @@
-"""The files of weights: parameters.pt2, the finished model, and checkpoint.pt, from which a run goes on.
+"""The files of weights: parameters.pt2, the finished model; checkpoint.pt, from which a run goes on; and snapshots/.
 
 A checkpoint holds the weights, Adam's averages, the step, the log so far, and everything that the result depends on: the
 hyperparameters, the text and the tokenizer. The windows of a step and its dropout follow from the seed and the step. So a
@@ -24,13 +24,13 @@ from llm import LLM
 from support.cli import UserError, atomic_write
 
 PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"
-LOG, PROGRESS_SAMPLES = "training_log.csv", "training_samples.jsonl"
-MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES]
+LOG, PROGRESS_SAMPLES, SNAPSHOTS = "training_log.csv", "training_samples.jsonl", "snapshots"
+MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png"]
 MADE_FROM_A_MODEL += ["evaluation.json", "evaluation.png", "visualization.html", "attention.png", "huggingface"]
 # Hyperparameters that may differ when a run goes on: where things are, what is measured and when. All others shape the result.
 MAY_CHANGE_ON_RESUME = (
-    "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes precision compile given".split()
-)
+    "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes snapshots precision compile given"
+).split()
 
 
 # Reading
@@ -90,6 +90,20 @@ def load_model(folder: Path) -> LLM:
         raise UserError(str(error)) from error
 
 
+def snapshot_paths(folder: Path) -> list[tuple[int, Path]]:
+    """The snapshots of the run in a folder: (step, path), in the order of the steps."""
+    paths = folder.glob(f"{SNAPSHOTS}/step-{'[0-9]' * 8}.pt2")
+    return sorted((int(path.stem.removeprefix("step-")), path) for path in paths)
+
+
+def load_snapshot(path: Path) -> LLM:
+    """The model of a snapshot, in float32 and evaluation mode on the CPU. Raises UserError if the file is none."""
+    try:
+        return load_weights(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def weights_are_finite(model: torch.nn.Module) -> bool:
     return all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
@@ -118,14 +132,32 @@ def save_model(model: LLM, corpus: Corpus, folder: Path, finished: bool) -> None
         write_torch_file(folder / PARAMETERS, state_on_cpu(model))
 
 
+def snapshot_steps(steps: int, count: int) -> set[int]:
+    """The steps before the last one at which weights are kept, `count` of them, evenly spaced in log(step + 1), 0 included.
+
+    Fewer if some are the same: the first lie close together.
+    """
+    return {round((steps + 1) ** (i / count)) - 1 for i in range(count)} - {steps}
+
+
+def save_snapshot(model: LLM, folder: Path, step: int) -> None:
+    """Write the weights at a step in float16, unless some are not finite, or too large for float16."""
+    state = {name: value.half() if torch.is_tensor(value) else value for name, value in state_on_cpu(model).items()}
+    if all(bool(value.isfinite().all()) for value in state.values() if torch.is_tensor(value)):
+        (folder / SNAPSHOTS).mkdir(exist_ok=True)
+        write_torch_file(folder / SNAPSHOTS / f"step-{step:08}.pt2", state)
+
+
 def keep_previous_model(folder: Path) -> None:
     """Move the finished model in the folder, with all that its run and the scripts made of it, into previous/.
 
-    A run calls this when it starts anew. Unfinished weights are left to be overwritten: they must not displace what is in
-    previous/. The files are moved into a folder beside it, which then takes its place; an interrupted move goes on.
+    A run calls this when it takes the folder over. Unfinished weights are left to be overwritten: they must not displace
+    what is in previous/. Their snapshots are removed. The files are moved into a folder beside it, which then takes its
+    place; an interrupted move goes on.
     """
     moving, previous, old = (folder / name for name in ("previous.moving", "previous", "previous.old"))
     if not holds_finished_model(folder) and not moving.exists():
+        shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
         return
     moving.mkdir(exist_ok=True)
     for name in (PARAMETERS, *MADE_FROM_A_MODEL):
@@ -171,8 +203,8 @@ def lock_folder(folder: Path) -> IO:
         pass
     except OSError as error:
         raise UserError(f"another run is training in {folder}: wait, or give this one its own --out_dir") from error
-    for path in folder.glob("*.tmp"):
-        if path.name.startswith(("checkpoint", PARAMETERS + ".", TOKENIZER + ".", "training_")):
+    for path in [*folder.glob("*.tmp"), *folder.glob(f"{SNAPSHOTS}/*.tmp")]:
+        if path.name.startswith(("checkpoint", PARAMETERS + ".", TOKENIZER + ".", "training_", "step-")):
             path.unlink(missing_ok=True)
     return file
 
@@ -190,9 +222,9 @@ def aside_path(folder: Path, identity: dict) -> Path:
 
 
 def find_checkpoint(folder: Path, identity: dict) -> dict | None:
-    """The checkpoint of this run if there is one. The checkpoint of another run is kept aside, and found when that one goes on.
+    """The checkpoint of this run if there is one. That of another run is kept aside, and found when that one goes on.
 
-    Raises UserError if the file is damaged.
+    With it go the snapshots of that run. Raises UserError if the file is damaged.
     """
     path, own = folder / CHECKPOINT, aside_path(folder, identity)
     if path.exists():
@@ -201,12 +233,22 @@ def find_checkpoint(folder: Path, identity: dict) -> dict | None:
             return state
         kept = aside_path(folder, state["run"])
         os.replace(path, kept)
+        move_folder(folder / SNAPSHOTS, kept.with_suffix(".snapshots"))
         differences = describe_differences(state["run"], identity)
         print(f"  {path} is of a run with {differences}: it is kept as {kept.name}, and training starts anew")
     if own.exists():
+        keep_previous_model(folder)
         os.replace(own, path)
+        move_folder(own.with_suffix(".snapshots"), folder / SNAPSHOTS)
         return read_checkpoint(path)
     return None
+
+
+def move_folder(old: Path, new: Path) -> None:
+    """Move a folder, if there is one, to take the place of another."""
+    if old.exists():
+        shutil.rmtree(new, ignore_errors=True)
+        os.replace(old, new)
 
 
 def read_checkpoint(path: Path) -> dict:

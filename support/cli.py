@@ -16,8 +16,8 @@ import params
 # The type of each hyperparameter. It cannot be read off the value in params.py, where people write 1 for 1.0.
 TEXT = "dataset text_column out_dir precision compile".split()
 WHOLE = (
-    "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars seed".split()
-)
+    "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars snapshots seed"
+).split()
 REAL = (
     "dropout val_fraction epochs sample_epochs learning_rate warmup decay grad_clip adam_beta2 checkpoint_minutes".split()
 )
@@ -68,6 +68,7 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     check(args, "not empty and without a null character", TEXT, lambda value: value and "\0" not in value)
     counts = "d_model num_heads num_layers max_seq_len batch_size eval_every eval_windows tokenizer_chars".split()
     check(args, "at least 1 and below 2^31", counts, lambda value: 1 <= value < 2**31)
+    check(args, "from 0 to 100", ["snapshots"], lambda value: 0 <= value <= 100)
     check(args, "from 257 (<EOS> and the 256 bytes) to a million", ["vocab_size"], lambda value: 257 <= value <= 10**6)
     check(args, "above 0 and at most a million", ["epochs", "sample_epochs"], lambda value: 0 < value <= 10**6)
     check(args, "above 0 and finite", ["learning_rate", "grad_clip"], lambda value: 0 < value < math.inf)
@@ -98,6 +99,7 @@ def check(args: argparse.Namespace, requirement: str, names: list[str], holds: C
 
 def run_script(main: Callable[[], None]) -> None:
     """Run main(). Errors that the person can mend become one line and exit code 2; all others are bugs and show a traceback."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a character that the terminal cannot show becomes "?"
@@ -118,6 +120,13 @@ def run_script(main: Callable[[], None]) -> None:
             with contextlib.suppress(OSError, ValueError):  # unless stderr is closed
                 print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def open_closed_streams() -> None:
+    """Where a script is started with its output closed, send that output to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 
 def silence_closed_streams() -> None:

@@ -1,7 +1,8 @@
 """The bookkeeping of a training run: how far it has come, its log, its checkpoints, and how it ends.
 
-train.py's loop calls record(), evaluation_due(), log(), should_stop() and save_if_due() in every step. Three things can end a
-run early: a signal (Ctrl-C), a loss that is not finite, and the loss of another process. Nothing that was learned is lost.
+train.py's loop calls record(), save_snapshot_if_due(), evaluation_due(), log(), should_stop() and save_if_due() in every step.
+Three things can end a run early: a signal (Ctrl-C), a loss that is not finite, and the loss of another process. Nothing that
+was learned is lost.
 """
 
 import contextlib
@@ -34,6 +35,8 @@ from support.checkpoint import (
     keep_previous_model,
     run_identity,
     save_model,
+    save_snapshot,
+    snapshot_steps,
     state_on_cpu,
     weights_are_finite,
     write_torch_file,
@@ -67,6 +70,7 @@ class TrainingRun:
         self.steps = max(1, round(epochs * steps_per_epoch))
         self.folder = Path(args.out_dir)
         self.identity = run_identity(args, epochs, corpus)
+        self.snapshot_steps = snapshot_steps(self.steps, args.snapshots)
 
         self.step = 0  # steps done
         self.tokens = 0  # read in them
@@ -97,6 +101,7 @@ class TrainingRun:
             self.last_finite_weights = copy.deepcopy(self.model.state_dict())
         elif self.rank == 0:
             keep_previous_model(self.folder)
+            self.save_snapshot_if_due()  # of the weights before training
 
     def __enter__(self) -> "TrainingRun":
         self._signals = record_signals(self.received_signals)
@@ -133,6 +138,10 @@ class TrainingRun:
                 self._print_estimate()
         if self.step % self.steps_per_epoch == 0 and self.step < self.steps:
             self._show_epoch()
+
+    def save_snapshot_if_due(self) -> None:
+        if self.rank == 0 and self.step in self.snapshot_steps:
+            save_snapshot(self.model, self.folder, self.step)
 
     def evaluation_due(self) -> bool:
         return self.step == self.steps or self.step % self.args.eval_every == 0

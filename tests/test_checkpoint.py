@@ -39,7 +39,8 @@ class Bomb:
 
 def new_run(folder: Path, model: LLM, tokenizer) -> TrainingRun:
     """A run of 10 steps an epoch in the folder, resumed from its checkpoint if there is one."""
-    args = Namespace(out_dir=str(folder), d_model=16, batch_size=2, max_seq_len=16, eval_every=5, checkpoint_minutes=0)
+    sizes = {"d_model": 16, "batch_size": 2, "max_seq_len": 16}
+    args = Namespace(out_dir=str(folder), **sizes, eval_every=5, checkpoint_minutes=0, snapshots=0)
     tokens = np.arange(300, dtype=np.uint16)
     corpus = Corpus(tokenizer, tokens, tokens, 1.0, "text")
     optimizer = torch.optim.Adam(model.parameters(), fused=True)

@@ -11,6 +11,7 @@ import torch
 from helpers import TINY, call, log_of, run_training, start_training, wait_for
 
 import support.training_run
+from support.checkpoint import load_snapshot, snapshot_paths
 
 
 def test_ten_kills_leave_no_trace_in_the_result(unbroken):
@@ -31,8 +32,13 @@ def test_ten_kills_leave_no_trace_in_the_result(unbroken):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "_extra_state")
     assert log_of(folder) == log_of(unbroken)
     samples = [json.loads(line) for line in (folder / "training_samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert samples and all(sample["text"].startswith("Столицей Франции является") for sample in samples)
+    assert samples and all(sample["text"].startswith("Столица Франции") for sample in samples)
     assert (folder / "training_samples.jsonl").read_bytes() == (unbroken / "training_samples.jsonl").read_bytes()
+    ours, theirs = (dict(snapshot_paths(f)) for f in (folder, unbroken))
+    assert len(ours) > 8 and ours.keys() == theirs.keys()
+    for step in ours:
+        weights = zip(load_snapshot(ours[step]).parameters(), load_snapshot(theirs[step]).parameters())
+        assert all(torch.equal(a, b) for a, b in weights)
     assert not list(folder.glob("*.tmp")) and not (folder / "checkpoint.pt").exists()  # a finished run is not resumed
 
 
