@@ -3,7 +3,7 @@
 Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns, so that
 another process on the machine slows both down. It calls the steps of train.py and the generation of llm.py themselves.
 Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates, and with --nanogpt FOLDER
-a clone of karpathy/nanoGPT, its model compiled in bf16 and its own sampling loop. The text is that of --dataset.
+a clone of karpathy/nanoGPT, its model compiled, and its own sampling loop. The text is that of --dataset.
 """
 
 import contextlib
@@ -34,9 +34,10 @@ from corpus.token_files import Encoder, prepare_corpus
 from corpus.tokenizer import train_tokenizer
 from llm import LLM
 from support.cli import UserError, atomic_write, make_parser, parse_args, run_script
-from support.device import choose_device, maybe_compile
+from support.device import choose_device, keep_freed_memory, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
+from support.peers import gpt2_model, gpt2_steps, nanogpt_model, nanogpt_steps
 from train import training_step
 
 ROUNDS = 3
@@ -86,9 +87,10 @@ def flops_per_token(model: LLM) -> int:
     return 6 * weights + 12 * model.num_layers * model.max_seq_len * model.d_model
 
 
-def our_steps(args, compiled=True, count=STEPS, **changed):
+def our_steps(args, compiled=True, count=STEPS, precision="auto", **changed):
     """A function that makes `count` steps of train.py on random tokens."""
-    device, dtype = choose_device()
+    keep_freed_memory()
+    device, dtype = choose_device(precision)
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
     loss = maybe_compile(TrainingLoss(model, device, dtype), "on" if compiled else "off", count, device)
@@ -102,67 +104,9 @@ def our_steps(args, compiled=True, count=STEPS, **changed):
     return steps
 
 
-def gpt2_model(args):
-    from transformers import GPT2Config, GPT2LMHeadModel, logging
-
-    logging.set_verbosity_error()
-    sizes = dict(n_layer=args.num_layers, n_head=args.num_heads, n_embd=args.d_model, n_positions=args.max_seq_len)
-    config = GPT2Config(vocab_size=args.vocab_size, bos_token_id=0, eos_token_id=0, **sizes)
-    return GPT2LMHeadModel(config).to(choose_device()[0])
-
-
-def gpt2_steps(args):
-    """The loop that the documentation of transformers shows: AdamW, a linear schedule, float32."""
-    from transformers import get_scheduler
-
-    model = gpt2_model(args).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
-    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=10**6)
-    ids = torch.randint(args.vocab_size, (args.batch_size, args.max_seq_len), device=model.device)
-
-    def steps():
-        for _ in range(STEPS):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-
-    return steps
-
-
-def nanogpt_model(folder: str, args):
-    sys.path.insert(0, folder)
-    from model import GPT, GPTConfig
-
-    sizes = dict(n_layer=args.num_layers, n_head=args.num_heads, n_embd=args.d_model, block_size=args.max_seq_len)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return GPT(GPTConfig(vocab_size=args.vocab_size, dropout=0.0, bias=False, **sizes)).to(choose_device()[0])
-
-
-def nanogpt_steps(folder: str, args):
-    """nanoGPT's training step as its train.py makes it, compiled, in bf16 autocast."""
-    model = nanogpt_model(folder, args)
-    device, dtype = choose_device()
-    with contextlib.redirect_stdout(io.StringIO()):
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
-    compiled = torch.compile(model)
-    ids = torch.randint(args.vocab_size, (args.batch_size, args.max_seq_len + 1), device=device)
-
-    def steps():
-        for _ in range(STEPS):
-            with torch.amp.autocast(device.type, dtype):
-                _, loss = compiled(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return steps
-
-
-def product_steps(args):
+def product_steps(args, precision: str):
     """The matrix products of STEPS training steps and nothing else: each forward, and backward for both its factors."""
-    device, dtype = choose_device()
+    device, dtype = choose_device(precision)
     model = new_model(args)
     rows, T = args.batch_size * args.max_seq_len, args.max_seq_len
     weights = [p.detach().to(dtype) for p in model.parameters() if p.dim() == 2]
@@ -181,20 +125,47 @@ def product_steps(args):
     return steps
 
 
-def bench_training(args) -> list[dict]:
+def bench_training(args, precision: str) -> list[dict]:
+    """Tokens per second in one precision beside the peers, and as a share of what the matrix products alone reach."""
     tokens = STEPS * args.batch_size * args.max_seq_len
-    sides = {"ours": our_steps(args), "eager": our_steps(args, compiled=False), "products": product_steps(args)}
+    sides = {
+        "ours": our_steps(args, precision=precision),
+        "eager": our_steps(args, compiled=False, precision=precision),
+        "products": product_steps(args, precision),
+    }
     with contextlib.suppress(ImportError):
-        sides["gpt2"] = gpt2_steps(args)
+        sides["gpt2"] = gpt2_steps(args, STEPS)
     if args.nanogpt:
-        sides["nanogpt"] = nanogpt_steps(args.nanogpt, args)
+        sides["nanogpt"] = nanogpt_steps(args.nanogpt, args, precision, STEPS)
     rate = {name: tokens / seconds for name, seconds in median_of_turns(sides).items()}
     limit = rate["products"], "its matrix products alone"
-    peers = {"eager": "ours, not compiled", "gpt2": "transformers GPT-2, float32 loop", "nanogpt": "nanoGPT, compiled, bf16"}
-    rows = [row("training", rate["ours"], "tokens/s", rate[peer], of, *limit) for peer, of in peers.items() if peer in rate]
+    peers = {"eager": "ours, not compiled", "gpt2": "transformers GPT-2, float32 loop", "nanogpt": "nanoGPT, compiled"}
+    figure = f"training, {precision}"
+    rows = [row(figure, rate["ours"], "tokens/s", rate[peer], of, *limit) for peer, of in peers.items() if peer in rate]
     flops = flops_per_token(new_model(args))
-    rows.append(row(f"training, {flops / 1e6:.1f} MFLOP a token", flops * rate["ours"] / 1e9, "GFLOP/s"))
-    return rows + [row("training, peak memory (peers included)", peak_memory(), "MiB")]
+    return rows + [row(f"{figure}, {flops / 1e6:.1f} MFLOP a token", flops * rate["ours"] / 1e9, "GFLOP/s")]
+
+
+def precisions() -> list[str]:
+    """float32, and bfloat16 where the hardware computes in it."""
+    return ["float32", "bfloat16"] if choose_device()[1] == torch.bfloat16 else ["float32"]
+
+
+def bench_memory(args) -> list[dict]:
+    """Peak memory of a process that trains, and how much of it the training steps need."""
+    rows = []
+    for precision in precisions():
+        before, peak = alone(training_memory, args, precision)
+        rows.append(row(f"training, {precision}: peak memory in all", peak, "MiB"))
+        rows.append(row(f"training, {precision}: peak memory of the steps", peak - before, "MiB"))
+    return rows
+
+
+def training_memory(args, precision: str) -> tuple[float, float]:
+    """Peak memory (MiB) of this process before and after some training steps."""
+    before = peak_memory()
+    our_steps(args, precision=precision)()
+    return before, peak_memory()
 
 
 def peak_memory() -> float:
@@ -205,13 +176,14 @@ def peak_memory() -> float:
 
 
 def bench_growth(args) -> list[dict]:
-    """How the step time grows from half of a size to twice as much: the exponent, not compiled."""
+    """Step time at 2 and 4 times each size, as a multiple of the step time as it is; not compiled."""
     rows = []
     for name in ("d_model", "num_layers", "max_seq_len", "batch_size"):
-        sizes = max(1, getattr(args, name) // 2), getattr(args, name) * 2
-        seconds = median_of_turns({size: our_steps(args, False, 4, **{name: size}) for size in sizes})
-        exponent = math.log(seconds[sizes[1]] / seconds[sizes[0]]) / math.log(sizes[1] / sizes[0])
-        rows.append(row(f"step time grows as {name} to the power", exponent, ""))
+        sizes = {times: getattr(args, name) * times for times in (1, 2, 4)}
+        sides = {times: our_steps(args, False, 2, **{name: size}) for times, size in sizes.items()}
+        seconds = median_of_turns(sides)
+        for times in (2, 4):
+            rows.append(row(f"step time at {times} x {name} ({sizes[times]})", seconds[times] / seconds[1], "times"))
     return rows
 
 
@@ -337,8 +309,11 @@ def main() -> None:
     print(machine := f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
     print(f"{'figure':<54}{'ours':>9} {'unit':<9}{'peer':>8}{'ratio':>7}{'limit':>9}{'share':>6}  peer; limit")
     rows = []
-    for part in (bench_training, bench_generation, bench_growth, bench_text):
-        new = part(args) if part is bench_text else alone(part, args)  # bench_text starts processes of its own
+    parts = [functools.partial(alone, bench_training, args, precision) for precision in precisions()]
+    parts += [functools.partial(alone, part, args) for part in (bench_generation, bench_growth)]
+    parts += [functools.partial(part, args) for part in (bench_memory, bench_text)]  # these start processes of their own
+    for part in parts:
+        new = part()
         show(new)
         rows += new
     with atomic_write(out := Path(args.out_dir) / "bench.json") as temporary:
