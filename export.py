@@ -1,7 +1,9 @@
 """Export the trained model to the layout of Hugging Face:  python export.py
 
-It makes the folder huggingface/ in out_dir, which transformers, and everything else that reads safetensors, opens without
-any code of ours: AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface").
+It makes the folder huggingface/ in out_dir anew, which transformers, and everything else that reads safetensors, opens
+without any code of ours: AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface").
+--gguf adds model.gguf, for llama.cpp. docs/use_your_model_elsewhere.md shows what opens it and how to publish it.
+
 Tensor for tensor the model is a dense Qwen3 (2025, arXiv:2505.09388). V = vocab_size, D = d_model, d = D / num_heads,
 M = the MLP's inner width:
 
@@ -19,12 +21,11 @@ M = the MLP's inner width:
   norm                       (D,)     norm                           RMSNorm, like all of them (arXiv:1910.07467)
 """
 
-import csv
-import hashlib
 import json
 import os
 import shutil
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 import safetensors.torch
@@ -33,33 +34,12 @@ from torch import Tensor
 
 from corpus.tokenizer import EOS, load_tokenizer
 from llm import LLM, NORM_EPS, ROTARY_BASE
-from support.checkpoint import LOG, PARAMETERS, TOKENIZER, load_model
+from publishing.gguf_file import GGUF, gguf_file
+from publishing.model_card import UNKNOWN_LICENSE, license_of, model_card
+from support.checkpoint import TOKENIZER, load_model
 from support.cli import UserError, make_parser, parse_args, run_script
 
 FOLDER = "huggingface"
-CARD = """---
-language: ru
-library_name: transformers
-pipeline_tag: text-generation
----
-# A small language model of Russian
-
-Trained from scratch with Mini Transformer from Scratch. Its architecture is that of the dense Qwen3, tensor for tensor.
-
-```python
-from transformers import pipeline
-
-generate = pipeline("text-generation", "huggingface")  # this folder
-print(generate("Волга впадает в", do_sample=False)[0]["generated_text"])
-```
-
-It continues a text to the end of the sentence, `<EOS>`. A prompt is the beginning of a sentence. Between two sentences the
-model expects an `<EOS>`. It is one token only in `tokenizer("Шёл дождь. <EOS>Потом", split_special_tokens=False)`; elsewhere
-it is read as five characters. Generation ends where the window is full.
-
-| | |
-|---|---|
-"""
 
 
 def qwen3_tensors(model: LLM) -> dict[str, Tensor]:
@@ -110,8 +90,8 @@ def qwen3_config(model: LLM, eos: int) -> dict:
     }
 
 
-def exported_files(model: LLM, tokenizer: Tokenizer, figures: dict[str, str]) -> dict[str, bytes]:
-    """All files of the folder: name -> contents. The figures go into the model card."""
+def exported_files(model: LLM, tokenizer: Tokenizer, card: str) -> dict[str, bytes]:
+    """The files that transformers opens, and the model card: name -> contents."""
     eos = tokenizer.token_to_id(EOS)
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.post_processor = processors.TemplateProcessing(  # as encode_prompt() puts <EOS> before a text
@@ -140,46 +120,12 @@ def exported_files(model: LLM, tokenizer: Tokenizer, figures: dict[str, str]) ->
     contents = {"config": qwen3_config(model, eos), "tokenizer_config": tokenizer_config, "generation_config": generation_config}
     texts = {f"{name}.json": json.dumps(content, indent=2) for name, content in contents.items()}
     texts["tokenizer.json"] = tokenizer.to_str(pretty=True)
-    texts["README.md"] = CARD + "".join(f"| {name} | {figure} |\n" for name, figure in figures.items())
+    texts["README.md"] = card
     weights = safetensors.torch.save(qwen3_tensors(model), {"format": "pt"})
     return {**{name: text.encode() for name, text in texts.items()}, "model.safetensors": weights}
 
 
-def figures_of_the_run(model: LLM, out: Path) -> dict[str, str]:
-    """What the model card says of the model: its size, how it was trained, and how good it is, if that was measured."""
-    figures = {
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "shape": f"{model.num_layers} layers, width {model.d_model}, {model.num_heads} heads",
-        "window": f"{model.max_seq_len} tokens",
-        "vocabulary": f"{model.vocab_size:,} entries, byte-level BPE",
-    }
-    try:
-        with open(out / LOG, encoding="utf-8") as file:
-            row = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
-        figures |= {
-            "trained on": f"{row['tokens']:,.0f} tokens, {row['seconds'] / 60:.1f} minutes",
-            "training loss at the end": f"{row['train_loss']:.3f} nats per token",
-            "loss on held-out text": f"{row['val_loss']:.3f} nats per token, {row['bits_per_char']:.3f} bits per character",
-        }
-    except (OSError, ValueError, KeyError, IndexError, TypeError):  # missing, or edited by hand
-        pass
-    try:
-        results = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-        weights = hashlib.blake2b((out / PARAMETERS).read_bytes(), digest_size=8).hexdigest()
-        if results["weights"] == weights:  # otherwise they are of an earlier model
-            if text := results.get("text"):
-                best = text["bits"]["model"]
-                figures["held-out text, sliding window"] = (
-                    f"perplexity {best['perplexity']:.1f} per token, {best['bits_per_char']:.3f} bits per character"
-                )
-            if facts := results.get("facts"):
-                figures["facts completed word for word"] = f"{facts['overall']['exact']:.0%}"
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return figures
-
-
-IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what file managers leave in folders
+IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", ".cache"}  # left in folders by file managers and the hub's client
 
 
 def replace_folder(folder: Path, contents: dict[str, bytes]) -> None:
@@ -191,7 +137,7 @@ def replace_folder(folder: Path, contents: dict[str, bytes]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is no folder: move it away first")
     if folder.exists():
-        foreign = sorted({path.name for path in folder.iterdir()} - contents.keys() - IGNORED)
+        foreign = sorted({path.name for path in folder.iterdir()} - contents.keys() - {GGUF} - IGNORED)
         if foreign:
             raise UserError(f"{folder} holds {', '.join(foreign)}, which export.py did not write: move it away first")
     temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
@@ -215,15 +161,35 @@ def replace_folder(folder: Path, contents: dict[str, bytes]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def read_flags() -> Namespace:
+    parser = make_parser(__doc__)
+    group = parser.add_argument_group("the export")
+    group.add_argument("--gguf", action="store_true", help="write model.gguf too, in float32")
+    group.add_argument("--quantize", choices=["q8_0"], help="with --gguf: 8 bits a weight, a quarter of the size")
+    license_help = "of the weights, as the hub names it; your choice, within what the license of the text allows"
+    group.add_argument("--license", help=f"{license_help} [mit for the bundled text, else unknown]")
+    group.add_argument("--hardware", help="what the model was trained on, for the card [that of the export is named]")
+    args = parse_args(parser)
+    if args.quantize and not args.gguf:
+        raise UserError("--quantize is for model.gguf: give --gguf, too")
+    return args
+
+
 def main() -> None:
-    args = parse_args(make_parser(__doc__))
+    args = read_flags()
     out = Path(args.out_dir)
     model = load_model(out)
     tokenizer = load_tokenizer(out / TOKENIZER, model)
-    contents = exported_files(model, tokenizer, figures_of_the_run(model, out))
+    license = license_of(model, args.license)
+    contents = exported_files(model, tokenizer, model_card(model, out, license, args.hardware, args.gguf))
+    if args.gguf:
+        config = qwen3_config(model, tokenizer.token_to_id(EOS))
+        contents[GGUF] = gguf_file(config, qwen3_tensors(model), tokenizer, license, args.quantize)
     replace_folder(out / FOLDER, contents)
     for name, content in contents.items():
         print(f"{out / FOLDER / name}  {len(content):,} bytes")
+    if license == UNKNOWN_LICENSE:
+        print("the model card names no license: choose one that the license of the text allows, with --license")
     print(f'to open it:  AutoModelForCausalLM.from_pretrained("{out / FOLDER}")  of transformers')
 
 

@@ -1,0 +1,1 @@
+"""What export.py puts into the exported folder beside the weights: a GGUF file, and the model card."""
