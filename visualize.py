@@ -1,7 +1,8 @@
 """Show how the trained model works, on one page:  python visualize.py "Столица Франции —"
 
 Writes visualization.html to out_dir: one file with the model in it. It opens in any browser, offline, runs the
-model on what you type, and shows every step. It also shows averages, measured on the model's own text.
+model on what you type, and shows every step. It also shows averages, measured on the model's own text. If the run
+kept snapshots of its weights, a slider goes back to them.
 With --png FILE, draws the attention weights of all heads on the prompt instead.
 """
 
@@ -12,7 +13,8 @@ from dataset import load_text_of
 from interpretability.attention_map import attention_png
 from interpretability.measurements import measure
 from interpretability.page import make_page
-from support.checkpoint import TOKENIZER, load_model
+from interpretability.snapshots import last_step_of, snapshot_losses
+from support.checkpoint import TOKENIZER, load_model, snapshot_paths
 from support.cli import atomic_write, make_parser, parse_args, run_script
 
 PROMPT = "Столицей Франции является город"
@@ -40,7 +42,11 @@ def main() -> None:
         return
     corpus, _ = load_text_of(model, tokenizer, args)
     measurements = measure(model, tokenizer, corpus.train, corpus.val, out_dir)
-    write_page(make_page(model, tokenizer, measurements, args.prompt), out_dir / PAGE)
+    snapshots = snapshot_paths(out_dir)
+    if snapshots:
+        last_step = last_step_of(measurements["training"]["log"], snapshots)
+        measurements["snapshots"] = snapshot_losses(model, snapshots, last_step, corpus.train, corpus.val)
+    write_page(make_page(model, tokenizer, measurements, args.prompt, snapshots), out_dir / PAGE)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,14 @@ def loss_by_position(model: LLM, tokens: np.ndarray, max_tokens: int = 50_000) -
     return torch.cat(losses).mean(dim=0).tolist()
 
 
+@torch.no_grad()
+def mean_loss(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> float:
+    """The mean loss, in nats a token, on windows spread over the text."""
+    windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
+    losses = [token_losses(model(input_ids), target_ids) for input_ids, target_ids in batches(windows, "loss")]
+    return torch.cat(losses).mean().item()
+
+
 # Heads
 
 

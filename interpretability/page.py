@@ -1,11 +1,13 @@
 """Makes the interactive page: one HTML file, with the model in it, that works offline.
 
 The parts are in interpretability/page/. page.html names each of the other files where its text belongs, as in
-@style.css@; make_page() puts them in, with the weights in float16, the tokenizer and the measurements.
+@style.css@; make_page() puts them in, with the weights in float16, the tokenizer, the measurements, and as many
+snapshots of the weights as fit, in 8 bits a number.
 """
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,20 @@ from tokenizers import Tokenizer
 
 from corpus.sentences import ABBREVIATIONS, OPENINGS
 from corpus.tokenizer import EOS
+from interpretability.snapshots import MOST_SNAPSHOTS, choose_evenly, last_step_of, pack, packed_size, read_snapshot
 from llm import LLM
 
 PARTS = Path(__file__).with_name("page")
+MOST_BYTES = 32_000_000  # of the page with its snapshots
 
 
-def make_page(model: LLM, tokenizer: Tokenizer, measurements: dict, prompt: str) -> str:
-    """The page as HTML, opened on the prompt. measurements: what measurements.measure() returns.
+def make_page(
+    model: LLM, tokenizer: Tokenizer, measurements: dict, prompt: str, snapshots: Sequence[tuple[int, Path]] = ()
+) -> str:
+    """The page as HTML, opened on the prompt.
+
+    measurements: what measurements.measure() returns; with snapshots, also "snapshots": what snapshot_losses() returns.
+    snapshots: (step, path) of weights saved during training, the first step first. The page has a slider if there are any.
 
     Nothing in the prompt or in the text can become markup: it is JSON without "<", in an element that the browser
     does not run, and the scripts show it as plain text only.
@@ -30,7 +39,8 @@ def make_page(model: LLM, tokenizer: Tokenizer, measurements: dict, prompt: str)
     data = {
         "architecture": model.architecture(),
         "tokenizer": tokenizer_tables(tokenizer),
-        "tensors": [[name, tensor.size] for name, tensor in tensors.items()],  # in the order of the weights
+        "tensors": [[name, tensor.size, len(tensor)] for name, tensor in tensors.items()],  # in the order of the weights
+        "snapshots": [],  # the steps of those in the page
         "prompt": prompt,
         "measured": {name: value for name, value in measurements.items() if name != "neurons"},
         "neurons": {
@@ -39,11 +49,27 @@ def make_page(model: LLM, tokenizer: Tokenizer, measurements: dict, prompt: str)
             "activations": to_base64(neurons["activations"], np.float32),
         },
     }
-    data_json = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    data_json = data_json.encode("utf-8", "replace").decode()  # a broken byte of a command line becomes "?"
-
     html = join_parts().replace("@WEIGHTS@", to_base64(weights, np.float16), 1)
-    return html.replace("@DATA@", data_json, 1)  # last, since the prompt may contain anything
+
+    # The snapshots that fit, evenly spread over the run
+    steps = [step for step, _ in snapshots]
+    data["last_step"] = last_step_of(measurements["training"]["log"], snapshots)
+    room = MOST_BYTES - len(html.encode()) - len(to_json(data).encode()) - 1000  # for the tags around the snapshots
+    count = max(0, min(MOST_SNAPSHOTS, room // packed_size(model)))
+    elements = []
+    for i in choose_evenly(steps, data["last_step"], count):
+        data["snapshots"].append(steps[i])
+        packed = pack(read_snapshot(snapshots[i][1], model))
+        elements.append(f'<script type="text/plain" class="snapshot">{packed}</script>')
+    html = html.replace("@SNAPSHOTS@", "\n".join(elements), 1)
+
+    return html.replace("@DATA@", to_json(data), 1)  # last, since the prompt may contain anything
+
+
+def to_json(data: dict) -> str:
+    """JSON that can stand in a script element."""
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return text.encode("utf-8", "replace").decode()  # a broken byte of a command line becomes "?"
 
 
 def join_parts() -> str:

@@ -1,63 +1,20 @@
 """The page in a real browser: it loads from disk without network, and computes what Python computes."""
 
 import random
-import shutil
 
-import numpy as np
 import pytest
 import torch
+from pages import browser, model, move_slider, needs_browser, tokenizer, type_text, written  # noqa: F401
 
 import llm
 from corpus.sources import BUNDLED_FILE
-from corpus.tokenizer import EOS, encode_prompt, train_tokenizer
-from interpretability.measurements import measure
-from interpretability.page import PARTS, join_parts, make_page
+from corpus.tokenizer import EOS, encode_prompt
+from interpretability.page import PARTS, join_parts
 from interpretability.trace import trace
-from llm import LLM
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+pytestmark = needs_browser
 HOSTILE = "<script>alert(1)</script> </script> \"'`@WEIGHTS@ 🙂👍🏽 שלום \u202e&amp;<b>"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(BUNDLED_FILE.read_text(encoding="utf-8").splitlines()[:30], 500)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer) -> LLM:
-    """No weight zero, each one that float16 can hold."""
-    torch.manual_seed(0)
-    model = LLM(tokenizer.get_vocab_size(), 32, 2, 3, 128).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_((parameter + torch.randn_like(parameter) * 0.2).half())
-    return model
-
-
-def written(model, tokenizer, folder, prompt):
-    tokens = np.random.default_rng(0).integers(model.vocab_size, size=800).astype(np.uint16)
-    (folder / "training_log.csv").write_text("step,train_loss,val_loss\n10,5.5,5.6\n20,4.5,4.7\n")
-    measured = measure(model, tokenizer, tokens, tokens[:200], folder)
-    path = folder / "visualization.html"
-    path.write_text(make_page(model, tokenizer, measured, prompt), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size=1280,900"
-    for flag in flags.split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +37,7 @@ def test_it_loads_from_disk_without_an_error_or_a_request(page):
     messages = [entry["message"] for entry in page.get_log("performance")]
     requests = [message for message in messages if '"Network.requestWillBeSent"' in message]
     assert requests and all('"url":"file://' in request for request in requests)
-    assert len(page.find_elements("css selector", "section")) == 9
+    assert len(page.find_elements("css selector", "section")) == 10
 
 
 def test_token_ids_are_those_of_python(page, tokenizer):
@@ -139,17 +96,6 @@ def test_a_cache_changes_nothing(page, model):
     assert torch.allclose(torch.tensor(page.execute_script(script)), expected, rtol=0, atol=1e-3)
 
 
-def type_text(page, text):
-    page.execute_script(
-        "const t = document.getElementById('text'); t.value = arguments[0]; t.dispatchEvent(new Event('input'))", text
-    )
-
-
-def move_slider(page, name, value):
-    script = "const [s, value] = arguments; s.value = value; s.dispatchEvent(new Event('input'))"
-    page.execute_script(script, page.find_element("id", name), value)
-
-
 def test_typing_changes_tokens_and_prediction(page):
     seen = []
     for text in ("Волга", "Волга впадает"):
@@ -192,9 +138,9 @@ def test_a_token_that_is_hidden_is_not_looked_at(page, model, monkeypatch):
     def attention(q, k, v):
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + torch.full((6, 6), float("-inf")).triu(1)
         scores[..., hidden + 1 :, hidden] = float("-inf")
-        return scores.softmax(-1) @ v, None
+        return scores.softmax(-1) @ v
 
-    monkeypatch.setattr(llm, "attention", attention)
+    monkeypatch.setattr(llm, "fused_attention", attention)
     expected = model(torch.tensor([ids]))[0, -1]
     script = """const whole = model.forward(arguments[0], new Cache(L));
         const other = model.forward(arguments[0], whole.fork(arguments[1] + 1), [], arguments[1]);

@@ -22,6 +22,29 @@ def test_the_page_is_written(folder):
     assert len(list(folder.glob("*.tmp"))) == 0
 
 
+def test_the_page_has_the_snapshots_of_the_run(folder):
+    """The first of them, of the untrained model, and at most eight in all."""
+    done = call("visualize.py", "Волга", "--out_dir", folder)
+    assert done.code == 0, done.err
+    html = (folder / "visualization.html").read_text(encoding="utf-8")
+    assert '"snapshots": [0, ' in html and 2 <= html.count('class="snapshot"') <= 8
+    assert len(html.encode()) <= 32_000_000
+
+
+def test_without_snapshots_the_page_is_written_all_the_same(folder):
+    shutil.rmtree(folder / "snapshots")
+    done = call("visualize.py", "Волга", "--out_dir", folder)
+    assert done.code == 0, done.err
+    assert '"snapshots": [], ' in (folder / "visualization.html").read_text(encoding="utf-8")
+
+
+def test_a_damaged_snapshot_is_named(folder):
+    path = next((folder / "snapshots").glob("*.pt2"))
+    path.write_bytes(path.read_bytes()[:-100])
+    done = call("visualize.py", "--out_dir", folder)
+    assert done.code == 2 and path.name in done.err and done.err.count("\n") == 1, done.err
+
+
 def test_another_text_is_refused(folder, tmp_path):
     """Its held-out articles may be among those that the model was trained on."""
     other = write_articles(tmp_path / "other.jsonl", ARTICLES[50:150])

@@ -73,7 +73,7 @@ function softmax(scores, temperature = 1) {
   return y;
 }
 
-/** Numbers from base64: type is Uint16Array, Uint32Array or Float32Array. */
+/** Numbers from base64: type is Uint8Array, Uint16Array, Uint32Array or Float32Array. */
 function from_base64(base64, type) {
   const text = atob(base64.trim());
   const bytes = new Uint8Array(text.length);
@@ -94,7 +94,7 @@ function float16_table() {
   return table;
 }
 
-/** The weights by name, from float16 numbers one after the other: `tensors` lists them as [[name, count], ...]. */
+/** The weights by name, from float16 numbers in the order of `tensors`: [[name, count, rows], ...]. */
 function unpack_weights(base64, tensors) {
   const halves = from_base64(base64, Uint16Array);
   const table = float16_table();
@@ -103,6 +103,26 @@ function unpack_weights(base64, tensors) {
   for (const [name, count] of tensors) {
     const values = new Float32Array(count);
     for (let i = 0; i < count; i++) values[i] = table[halves[at++]];
+    weights[name] = values;
+  }
+  return weights;
+}
+
+/** The same from what pack() in interpretability/snapshots.py wrote: the scales of all rows, then all 8-bit numbers. */
+function unpack_rows(base64, tensors) {
+  const { buffer } = from_base64(base64, Uint8Array);
+  const num_rows = tensors.reduce((sum, [, , rows]) => sum + rows, 0);
+  const scales = new Float32Array(buffer, 0, num_rows);
+  const numbers = new Int8Array(buffer, 4 * num_rows);
+  const weights = {};
+  let [at, row] = [0, 0];
+  for (const [name, count, rows] of tensors) {
+    const values = new Float32Array(count);
+    const length = count / rows;
+    for (let start = 0; start < count; start += length) {
+      const scale = scales[row++];
+      for (let i = start; i < start + length; i++) values[i] = scale * numbers[at++];
+    }
     weights[name] = values;
   }
   return weights;

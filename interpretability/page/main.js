@@ -4,10 +4,12 @@
 let drawing_timer; // of the sections that are drawn once the typing stops
 
 function draw() {
+  const lens = logit_lens(state.at);
   draw_tokens();
+  draw_drawing(lens);
   draw_prediction();
   draw_maps();
-  draw_stream();
+  draw_stream(lens);
   clearTimeout(drawing_timer);
   clearTimeout(hiding_timer);
   drawing_timer = setTimeout(draw_slow_sections, 200);
@@ -18,6 +20,7 @@ function draw_slow_sections() {
   draw_embedding();
   draw_mlp();
   draw_context();
+  if (cases_model !== model) draw_cases();
 }
 
 /** Choose a token. The keyboard focus moves to its button if a button in the same row has the focus. */
@@ -47,6 +50,11 @@ function read(text) {
   run();
 }
 
+// A section that is scrolled to begins below the header
+new ResizeObserver(([{ target }]) => {
+  document.documentElement.style.setProperty("--header", `${target.offsetHeight}px`);
+}).observe(document.querySelector("header"));
+
 const field = document.getElementById("text");
 field.value = data.prompt;
 field.addEventListener("input", () => read(field.value));
@@ -57,5 +65,5 @@ document.getElementById("strip").addEventListener("keydown", ({ key }) => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw); // a canvas keeps its old colours
 draw_training();
 draw_measured();
-draw_cases();
+draw_time();
 read(data.prompt);

@@ -107,7 +107,7 @@ class LLM {
   /**
    * Read ids into the cache. Only the tokens from the first difference on are computed.
    *
-   * ablated[layer][head]: whether a head adds nothing. A cache is for one choice of ablated heads.
+   * ablated[layer][head]: whether a head adds nothing; [layer][H] stands for the MLP. A cache is for one such choice.
    * masked: a position that no later token may attend to. Throws RangeError beyond max_seq_len.
    */
   forward(ids, cache, ablated = [], masked = Infinity) {
@@ -141,6 +141,7 @@ class LLM {
       record(layer.attention, attention);
       add_to_stream(attention);
       const mlp = this.mlp(block, layer, rms_norm(x, block.mlp_norm), start);
+      if (ablated[n]?.[this.num_heads]) mlp.fill(0);
       record(layer.mlp, mlp);
       add_to_stream(mlp);
       record(layer.residual, x);

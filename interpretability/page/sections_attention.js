@@ -101,11 +101,16 @@ function large_map(layer, head) {
   return [named_map, note];
 }
 
-/** Switch the chosen head off, or on again. */
-function toggle_head() {
-  state.ablated[state.layer][state.head] = !state.ablated[state.layer][state.head];
+/** Switch a head off, or on again. Head number H stands for the MLP of the layer. */
+function toggle(layer, head) {
+  state.ablated[layer][head] = !state.ablated[layer][head];
   cache = new Cache(L);
   run();
+}
+
+/** The same for the chosen head. */
+function toggle_head() {
+  toggle(state.layer, state.head);
   document.getElementById("switch").focus({ preventScroll: true });
 }
 

@@ -46,7 +46,7 @@ function draw_measured() {
   const positions = position_loss.map((_, i) => i + 1);
   const names = Object.keys(head_scores);
   context_parts.measured.append(
-    el("p", {}, "Measured on held-out text when this page was made: the mean loss by position in the window. " +
+    el("p", {}, "Measured on held-out text with the finished model: the mean loss by position in the window. " +
       "More text before a token usually makes it easier to predict. The mean over all positions is " +
       `${format_number(base_loss)} nats.`),
     chart([["loss", positions, position_loss]], "position in the window", "nats per token"),
@@ -99,6 +99,7 @@ const compared = {
   endings: "ой ом ому ого ую ая ие их им ими",
 };
 let cases_timer; // of the drawing after typing
+let cases_model; // the model that the section shows
 
 for (const [name, value] of Object.entries(compared)) {
   const oninput = (event) => {
@@ -129,6 +130,7 @@ function endings(text, word, list) {
 }
 
 function draw_cases() {
+  cases_model = model;
   const list = [...new Set(compared.endings.split(/\s+/).filter(Boolean))].slice(0, 12);
   const sides = [compared.left, compared.right].map((text) => {
     const ids = tokenizer.encode_prompt(text).map(({ id }) => id).slice(0, max_seq_len);

@@ -63,8 +63,6 @@ const embedding_parts = add_section(
   "two",
 );
 
-const vector_lengths = Float32Array.from({ length: V }, (_, id) => norm(model.vector(id)));
-
 function draw_embedding() {
   const strong = largest(cache.embedding);
   const names = state.ids.map((_, at) => label_at(at));
@@ -73,7 +71,8 @@ function draw_embedding() {
   // The tokens with the most similar vectors
   const chosen = state.ids[state.at];
   const products = linear(model.vector(chosen), model.embedding, D); // (V)
-  const cosine = (id) => products[id] / vector_lengths[chosen] / vector_lengths[id];
+  const lengths = Float32Array.from({ length: V }, (_, id) => norm(model.vector(id)));
+  const cosine = (id) => products[id] / lengths[chosen] / lengths[id];
   const others = Array.from(products.keys()).filter((id) => id !== chosen);
   others.sort((a, b) => cosine(b) - cosine(a));
   const nearest = others.slice(0, 10);

@@ -25,8 +25,9 @@ function draw_mlp() {
   neurons.sort((a, b) => Math.abs(activations[b]) - Math.abs(activations[a])); // the most active first
   const lines = neurons.slice(0, 6).flatMap((neuron) => neuron_lines(neuron, activations[neuron]));
   mlp_parts.neurons.replaceChildren(
-    el("p", {}, `Layer ${state.layer + 1}, ${label_at(state.at)}`),
+    el("p", {}, `Layer ${state.layer + 1}, ${label_at(state.at)}.`),
     box("neurons", 0, table(lines, 18, ["neuron", "here", "there", "training text"])),
+    el("p", { class: "legend" }, `The training text of each neuron.${finished_model_note()}`),
   );
 }
 
@@ -67,7 +68,8 @@ function logit_lens(position) {
   return vectors.map((_, n) => logits.subarray(n * V, (n + 1) * V));
 }
 
-function draw_stream() {
+/** lens: the logit lens at the chosen token. */
+function draw_stream(lens) {
   const lengths = cache.layers.flatMap((layer) => [layer.attention.map(norm), layer.mlp.map(norm)]);
   const names = cache.layers.flatMap((_, n) => [`attention ${n + 1}`, `MLP ${n + 1}`]);
   const here = lengths.map((row, n) => `${names[n]} ${format_number(row[state.at])}`).join(", ");
@@ -79,7 +81,7 @@ function draw_stream() {
   );
 
   const cell = ({ id, p }) => el("td", { style: shade(p) }, `${tokenizer.label(id)} ${format_percent(p)}`);
-  const lines = logit_lens(state.at).map((logits, n) => [
+  const lines = lens.map((logits, n) => [
     n ? `layer ${n}` : "embedding",
     ...likeliest(logits, 5).map(cell),
   ]);

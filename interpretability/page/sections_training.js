@@ -8,7 +8,8 @@ const training_parts = add_section(
   "9. Training",
   "The model learned all of this from text with one rule: change each number slightly so that the next token " +
     "becomes more likely. Here is how the loss fell, on the training text and on held-out text, and how the " +
-    "model continued one prompt as it learned.",
+    "model continued one prompt as it learned." +
+    (data.snapshots.length ? " The slider at the top of the page goes back to the model of an earlier step." : ""),
   "loss = −ln p(next token), the mean over tokens, in nats; e^loss is the perplexity",
   "curve",
   "samples",

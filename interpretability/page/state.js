@@ -6,8 +6,9 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const weights_base64 = document.getElementById("weights").textContent;
 
 const tokenizer = new Tokenizer(data.tokenizer);
-const model = new LLM(data.architecture, unpack_weights(weights_base64, data.tensors));
-const { d_model: D, num_heads: H, num_layers: L, max_seq_len, vocab_size: V, head_size: d, hidden } = model;
+const final_model = new LLM(data.architecture, unpack_weights(weights_base64, data.tensors));
+let model = final_model; // or that of an earlier step of the training
+const { d_model: D, num_heads: H, num_layers: L, max_seq_len, vocab_size: V, head_size: d, hidden } = final_model;
 
 const state = {
   tokens: [], // [{id, piece}], the text
@@ -15,7 +16,7 @@ const state = {
   at: 0, // the position of the chosen token
   layer: 0, // of the chosen head
   head: 0,
-  ablated: Array.from({ length: L }, () => Array(H).fill(false)), // [layer][head]
+  ablated: Array.from({ length: L }, () => Array(H + 1).fill(false)), // [layer][head], and [layer][H] for its MLP
   temperature: 1,
   top_k: 0,
   top_p: 1,
@@ -29,4 +30,9 @@ function label_at(position) {
 
 function head_name(layer, head) {
   return `layer ${layer + 1}, head ${head + 1}`;
+}
+
+/** What to add where something was measured with the finished model, and the page shows an earlier one. */
+function finished_model_note() {
+  return model === final_model ? "" : " Collected with the finished model, not with that of this step.";
 }

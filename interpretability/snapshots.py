@@ -1,0 +1,85 @@
+"""Snapshots of a run's weights, packed small enough for the page: 8 bits a number, with a scale for each row.
+
+The page's time slider runs the text through the model as it was at each of these steps.
+"""
+
+import base64
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from interpretability.measurements import mean_loss
+from llm import LLM
+from support.checkpoint import load_snapshot
+from support.cli import UserError
+
+MOST_SNAPSHOTS = 8  # in a page
+
+
+def read_snapshot(path: Path, model: LLM) -> LLM:
+    """The model of a snapshot. Raises UserError if it is not of the run that made `model`."""
+    snapshot = load_snapshot(path)
+    same_shape = snapshot.architecture() == model.architecture()
+    if not same_shape or snapshot.trained_on.get("tokenizer") != model.trained_on.get("tokenizer"):
+        raise UserError(f"{path} is not of the run that made the model: move the folder {path.parent} away")
+    return snapshot
+
+
+def snapshot_losses(
+    model: LLM, snapshots: Sequence[tuple[int, Path]], last_step: int, train_tokens: np.ndarray, val_tokens: np.ndarray
+) -> dict[str, list[float]]:
+    """The loss of each snapshot, and of the finished model, on a sample of each text.
+
+    The columns have the names of training_log.csv. That file begins too late to draw the loss curve from it alone.
+    """
+    columns = {"step": [], "train_loss": [], "val_loss": []}
+    for step, path in [*snapshots, (last_step, None)]:
+        at_step = read_snapshot(path, model) if path else model
+        columns["step"].append(step)
+        columns["train_loss"].append(mean_loss(at_step, train_tokens))
+        columns["val_loss"].append(mean_loss(at_step, val_tokens))
+    return columns
+
+
+def last_step_of(log: dict[str, list[float]], snapshots: Sequence[tuple[int, Path]]) -> int:
+    """The step of the finished model: that of the log's last row. A run ended early may have gone on a little after it."""
+    logged = int(max(log.get("step", []), default=0))
+    newest = max((step for step, _ in snapshots), default=0)
+    return logged if logged >= newest else newest + 1
+
+
+def choose_evenly(steps: Sequence[int], last_step: int, count: int) -> list[int]:
+    """The indices of `count` of the steps, or of all if they are fewer: evenly spread in log(step + 1), up to last_step.
+
+    The first step is always among them. last_step itself is the finished model's and not chosen.
+    """
+    left = [i for i, step in enumerate(steps) if step < last_step]
+    chosen = []
+    for k in range(min(count, len(left))):
+        place = k / count * math.log1p(last_step)
+        nearest = min(left, key=lambda i: abs(math.log1p(steps[i]) - place))
+        left.remove(nearest)
+        chosen.append(nearest)
+    return sorted(chosen)
+
+
+def pack(model: LLM) -> str:
+    """The weights as base64: the scales of all rows in float32, then all numbers in int8. A number is int8 times scale.
+
+    The largest number of a row is 127 or -127 times its scale. Each weight of a norm is a row of its own.
+    """
+    scales, numbers = [], []
+    for parameter in model.parameters():
+        rows = parameter.detach().numpy().reshape(len(parameter), -1)
+        scale = np.abs(rows).max(axis=1, keepdims=True) / 127
+        scales.append(scale.ravel().astype("<f4"))
+        numbers.append(np.round(rows / np.maximum(scale, 1e-30)).astype("i1").ravel())
+    return base64.b64encode(np.concatenate(scales).tobytes() + np.concatenate(numbers).tobytes()).decode()
+
+
+def packed_size(model: LLM) -> int:
+    """The length of what pack() returns."""
+    size = sum(4 * len(parameter) + parameter.numel() for parameter in model.parameters())
+    return 4 * math.ceil(size / 3)

@@ -1,0 +1,70 @@
+"""A small model, its page, and a browser, for the tests of the page."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from corpus.sources import BUNDLED_FILE
+from corpus.tokenizer import train_tokenizer
+from interpretability.measurements import measure
+from interpretability.page import make_page
+from interpretability.snapshots import snapshot_losses
+from llm import LLM
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(BUNDLED_FILE.read_text(encoding="utf-8").splitlines()[:30], 500)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer) -> LLM:
+    """No weight zero, each one that float16 can hold."""
+    torch.manual_seed(0)
+    model = LLM(tokenizer.get_vocab_size(), 32, 2, 3, 128).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter + torch.randn_like(parameter) * 0.2).half())
+    return model
+
+
+def written(model, tokenizer, folder, prompt, snapshots=()):
+    """A page in the folder. snapshots: [(step, path)]."""
+    tokens = np.random.default_rng(0).integers(model.vocab_size, size=800).astype(np.uint16)
+    (folder / "training_log.csv").write_text("step,train_loss,val_loss\n10,5.5,5.6\n20,4.5,4.7\n")
+    measured = measure(model, tokenizer, tokens, tokens[:200], folder)
+    if snapshots:
+        measured["snapshots"] = snapshot_losses(model, snapshots, 20, tokens, tokens[:200])
+    path = folder / "visualization.html"
+    path.write_text(make_page(model, tokenizer, measured, prompt, snapshots), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --window-size=1280,900"
+    for flag in flags.split():
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def type_text(page, text):
+    page.execute_script(
+        "const t = document.getElementById('text'); t.value = arguments[0]; t.dispatchEvent(new Event('input'))", text
+    )
+
+
+def move_slider(page, name, value):
+    script = "const [s, value] = arguments; s.value = value; s.dispatchEvent(new Event('input'))"
+    page.execute_script(script, page.find_element("id", name), value)

@@ -1,0 +1,145 @@
+"""The drawing of the whole model: it shows what the model computes, and answers to the mouse and the keyboard."""
+
+import copy
+
+import pytest
+import torch
+from pages import browser, model, needs_browser, tokenizer, type_text, written  # noqa: F401
+
+from corpus.tokenizer import encode_prompt
+from interpretability.trace import trace
+
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+pytestmark = needs_browser
+TEXT = "Волга впадает в Каспийское море"
+
+
+@pytest.fixture(scope="module")
+def opened(browser, model, tokenizer, tmp_path_factory):
+    browser.get(written(model, tokenizer, tmp_path_factory.mktemp("page"), TEXT).as_uri())
+    return browser
+
+
+@pytest.fixture
+def page(opened):
+    type_text(opened, TEXT)
+    yield opened
+    assert opened.get_log("browser") == []
+
+
+def part(page, name):
+    return page.find_element("css selector", f'#drawing [data-part="{name}"]')
+
+
+def point_at(page, name):
+    script = "arguments[0].dispatchEvent(new PointerEvent('pointerover', { bubbles: true }))"
+    page.execute_script(script, part(page, name))
+
+
+def click(page, name):
+    page.execute_script("arguments[0].dispatchEvent(new PointerEvent('click', { bubbles: true }))", part(page, name))
+
+
+def ids_of(tokenizer):
+    return encode_prompt(tokenizer, TEXT)[1]
+
+
+def test_every_part_is_drawn(page, model, tokenizer):
+    names = page.execute_script("return Array.from(document.querySelectorAll('#drawing .part'), (x) => x.dataset.part)")
+    heads = [f"head-{n}-{h}" for n in range(3) for h in range(2)]
+    layers = [f"mlp-{n}" for n in range(3)] + [f"guess-{n}" for n in range(4)]
+    assert {*heads, *layers, "stream", "embedding", "prediction"} <= set(names)
+    assert len(names) == len(set(names))
+    assert [name for name in names if name.startswith("token")] == [f"token-{s}" for s in range(len(ids_of(tokenizer)))]
+
+
+def test_it_shows_what_the_heads_do(page, model, tokenizer):
+    """Which token each head looks at most, and how much each part adds."""
+    expected = trace(model, torch.tensor([ids_of(tokenizer)]))
+    found = page.execute_script("return shown.parts.layers.map(({ heads, mlp }) => ({ mlp, heads }))")
+    for layer, parts in zip(expected.layers, found):
+        assert parts["mlp"] == pytest.approx(layer.mlp_output[0, -1].norm().item(), rel=1e-3)
+        for h, head in enumerate(parts["heads"]):
+            assert head["most"] == layer.weights[0, h, -1].argmax().item()
+            assert head["written"] == pytest.approx(layer.head_outputs[0, h, -1].norm().item(), rel=1e-3)
+
+
+def test_the_prediction_on_top_is_the_model_s(page, model, tokenizer):
+    p, best = model(torch.tensor([ids_of(tokenizer)]))[0, -1].softmax(-1).max(-1)
+    rows = part(page, "prediction").text
+    assert f"{100 * p:.1f}%" in rows
+    assert page.execute_script("return shown.guesses[L][0].id") == best.item()
+
+
+def test_pointing_at_a_head_says_what_happens_without_it(page, model, tokenizer):
+    point_at(page, "head-1-1")
+    page.execute_async_script("setTimeout(arguments[0], 600)")
+    note = page.find_element("css selector", "#drawing .said").text
+    assert "Head 2 of layer 2" in note and "Looks most at" in note and "Without it" in note
+    expected = trace(model, torch.tensor([ids_of(tokenizer)]), {(1, 1)}).logits[0, -1].softmax(-1)
+    found = page.execute_script("return Array.from(comparing.p)")
+    assert torch.allclose(torch.tensor(found), expected, rtol=0, atol=1e-4)
+    assert page.execute_script("return state.ablated.flat().some(Boolean)") is False
+
+
+def test_a_click_goes_to_the_section_with_the_head_chosen(page):
+    click(page, "head-2-1")
+    assert page.execute_script("return [state.layer, state.head]") == [2, 1]
+    button = page.find_element("css selector", '#attention [aria-label="layer 3, head 2"]')
+    assert button.get_attribute("aria-pressed") == "true"
+    page.execute_async_script("setTimeout(arguments[0], 1500)")  # while it scrolls
+    script = """const bottom = (selector) => document.querySelector(selector).getBoundingClientRect().bottom;
+        return [bottom('header'), bottom('#attention h2'), innerHeight]"""
+    header, heading, window = page.execute_script(script)
+    assert header < heading < window
+    click(page, "mlp-0")
+    assert page.execute_script("return state.layer") == 0
+    click(page, "token-1")
+    assert page.execute_script("return state.at") == 1
+
+
+def test_the_keyboard_reaches_and_switches_parts(page, model, tokenizer):
+    """Space switches the MLP of layer 2 off, and the drawing keeps the focus."""
+    page.execute_script("arguments[0].focus()", part(page, "mlp-1"))
+    page.switch_to.active_element.send_keys(Keys.SPACE)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.blocks[1].mlp.down_proj.weight.zero_()
+    expected = other(torch.tensor([ids_of(tokenizer)]))[0, -1]
+    found = torch.tensor(page.execute_script("return Array.from(model.predict(cache, state.at))"))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-3)
+    assert page.switch_to.active_element.get_attribute("data-part") == "mlp-1"
+    assert "off" in part(page, "mlp-1").get_attribute("class")
+    page.switch_to.active_element.send_keys(Keys.SPACE)
+    assert page.execute_script("return state.ablated.flat().some(Boolean)") is False
+    page.switch_to.active_element.send_keys(Keys.ENTER)
+    assert page.execute_script("return state.layer") == 1
+
+
+def test_the_sign_beside_a_head_switches_it_off(page, model, tokenizer):
+    sign = part(page, "head-0-1").find_element("css selector", ".power")
+    page.execute_script("arguments[0].dispatchEvent(new PointerEvent('click', { bubbles: true }))", sign)
+    expected = trace(model, torch.tensor([ids_of(tokenizer)]), {(0, 1)}).logits[0, -1]
+    found = torch.tensor(page.execute_script("return Array.from(model.predict(cache, state.at))"))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-3)
+    page.execute_script("toggle(0, 1)")
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_all_of_it_is_inside_at_any_width_and_any_text(page, width):
+    view = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+    for text in ("", "Волга", TEXT * 12):
+        type_text(page, text)
+        page.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 100))")
+        assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        outside = page.execute_script(
+            """const box = document.querySelector('#drawing .model').getBoundingClientRect();
+            const parts = Array.from(document.querySelectorAll('#drawing .part'));
+            return parts.filter((part) => {
+                const { left, right, top, bottom } = part.getBoundingClientRect();
+                return left < box.left - 1 || right > box.right + 1 || top < box.top - 1 || bottom > box.bottom + 1;
+            }).map((part) => part.dataset.part)"""
+        )
+        assert outside == [], (width, text)
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
