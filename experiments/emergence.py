@@ -26,6 +26,7 @@ from evaluation.perplexity import evaluate_text
 from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
+from experiments.harness import STUDENT_T
 from interpretability.measurements import head_scores, read_training
 from llm import LLM
 from support.checkpoint import PARAMETERS, TOKENIZER, load_model, load_snapshot, snapshot_paths
@@ -35,7 +36,6 @@ from support.device import choose_device
 RESULTS, PICTURE = "emergence.json", "emergence.png"
 HEADS = ("previous token", "same token", "induction")  # see SCORE_DEFINITIONS in interpretability/measurements.py
 MOST_COLUMNS = 6  # steps in the printed table; the other files have all
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # its 97.5% point, for 2 to 10 runs
 
 Figures = dict[str, dict[str, float | None]]  # group -> name -> value; None where there is nothing to measure
 

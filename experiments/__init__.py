@@ -1,0 +1,1 @@
+"""One short script a question, each with a table and a picture:  python -m experiments.NAME"""

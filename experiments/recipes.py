@@ -1,0 +1,38 @@
+"""Which training recipe is best at equal tokens?  python -m experiments.recipes --tokens 300000 --seeds 3
+
+Each recipe changes one hyperparameter of params.py. The table shows the validation loss, its 95% interval, and the difference to
+params.py seed by seed: a difference whose interval holds 0 shows nothing.
+"""
+
+from pathlib import Path
+
+from experiments.harness import compare, print_outcomes
+from support.cli import check, make_parser, parse_args, run_script
+
+RECIPES = {
+    "params.py": {},
+    "batches of half the size": {"batch_size": lambda args: max(1, args.batch_size // 2)},
+    "batches of twice the size": {"batch_size": lambda args: 2 * args.batch_size},
+    "rate x 1.5": {"learning_rate": lambda args: 1.5 * args.learning_rate},
+    "rate / 1.5": {"learning_rate": lambda args: args.learning_rate / 1.5},
+    "beta2 0.99": {"adam_beta2": lambda args: 0.99},
+    "warm-up 0.15": {"warmup": lambda args: 0.15},
+    "decay 0.9": {"decay": lambda args: 0.9},
+}
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--tokens", type=int, default=300_000, help="tokens that a run trains on [300000]")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe [3]")
+    args = parse_args(parser)
+    check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
+    tokens, seeds = args.tokens, args.seeds
+    del args.tokens, args.seeds
+    recipes = {name: {key: value(args) for key, value in changes.items()} for name, changes in RECIPES.items()}
+    outcomes = compare(recipes, seeds, tokens, args, Path(args.out_dir) / "recipes")
+    print_outcomes(f"Validation loss after {tokens:,} tokens", outcomes)
+
+
+if __name__ == "__main__":
+    run_script(main)

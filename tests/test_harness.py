@@ -1,0 +1,44 @@
+"""experiments/harness.py: recipes side by side, each run once."""
+
+import subprocess
+
+import pytest
+from helpers import ARTICLES, write_articles
+from scipy import stats
+
+from experiments.harness import Outcome, compare, print_outcomes
+from support.cli import UserError, make_parser, parse_args
+
+TINY = "--d_model 16 --num_heads 1 --num_layers 1 --max_seq_len 16 --vocab_size 300 --batch_size 4 --snapshots 0".split()
+
+
+def test_the_interval_is_student_s():
+    losses = [3.1, 3.4, 3.2, 3.6]
+    low, high = stats.t.interval(0.95, 3, loc=sum(losses) / 4, scale=stats.sem(losses))
+    outcome = Outcome(losses)
+    assert outcome.mean == pytest.approx((low + high) / 2)
+    assert outcome.half_interval == pytest.approx((high - low) / 2, rel=0.01)
+
+
+def test_each_run_is_made_once_and_the_table_compares(tmp_path, monkeypatch, capsys):
+    text = write_articles(tmp_path / "text.jsonl", ARTICLES[:10])
+    monkeypatch.setattr("sys.argv", ["recipes", "--dataset", str(text), *TINY])
+    args = parse_args(make_parser(""))
+    recipes = {"as it is": {}, "no learning": {"learning_rate": 1e-9}}
+    first = compare(recipes, 2, 640, args, tmp_path / "runs")
+    assert first["as it is"].mean < first["no learning"].mean - 0.1
+    assert first["as it is"].losses[0] != first["as it is"].losses[1]  # another seed
+
+    def refuse(*_, **__):
+        raise AssertionError("a run that was done is made again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "run", refuse)
+        assert compare(recipes, 2, 640, args, tmp_path / "runs") == first
+        with pytest.raises(AssertionError):  # another number of tokens is another run
+            compare(recipes, 1, 700, args, tmp_path / "runs")
+    print_outcomes("Losses", first)
+    rows = capsys.readouterr().out.splitlines()
+    assert "no learning" in rows[-1] and "+" in rows[-1] and "±" in rows[-1]
+    with pytest.raises(UserError, match="a run failed: .*divide"):
+        compare({"wrong": {"d_model": 15}}, 1, 640, args, tmp_path / "runs")
