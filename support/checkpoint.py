@@ -25,8 +25,8 @@ from support.cli import UserError, atomic_write
 
 PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"
 LOG, PROGRESS_SAMPLES, SNAPSHOTS = "training_log.csv", "training_samples.jsonl", "snapshots"
-MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png"]
-MADE_FROM_A_MODEL += ["evaluation.json", "evaluation.png", "visualization.html", "attention.png", "huggingface"]
+MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png", "case_circuit.json"]
+MADE_FROM_A_MODEL += ["case_circuit.png", "evaluation.json", "evaluation.png", "visualization.html", "attention.png", "huggingface"]
 # Hyperparameters that may differ when a run goes on: where things are, what is measured and when. All others shape the result.
 MAY_CHANGE_ON_RESUME = (
     "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes snapshots precision compile given"

@@ -1,0 +1,135 @@
+"""Steering: a vector is added to the residual stream, and the model writes the endings of another case.
+
+The vector is the mean difference between the streams of two cases at the token before the ending (Rimsky et
+al. 2023, arXiv:2312.06681). It is added after one layer, at every position. A random vector of the same
+length shows what any disturbance does, and the loss on other text what it costs.
+
+Shapes in the comments: N pairs, B windows of T tokens, D = d_model.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from interpretability.case_pairs import Pair
+from interpretability.measurements import token_losses
+from interpretability.patching import Part, at_last, batches, changed, ratio, record, scores
+from llm import LLM
+from support.cli import UserError
+
+STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)  # times the mean difference of the two cases
+LEAST_PAIRS = 15  # of two cases, to take the difference from and to turn
+MOST_PAIRS = 60  # to turn, of two cases; of more an even sample
+
+
+def add(vector: Tensor) -> Callable[[Tensor], Tensor]:
+    """A change for patching.changed(): the vector (D,) is added at every position."""
+    return lambda output: output + vector
+
+
+def both_ways(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each pair, and the same pair with clean and corrupt exchanged."""
+    exchanged = [
+        pair._replace(
+            clean=pair.corrupt,
+            corrupt=pair.clean,
+            clean_token=pair.corrupt_token,
+            corrupt_token=pair.clean_token,
+            clean_case=pair.corrupt_case,
+            corrupt_case=pair.clean_case,
+        )
+        for pair in pairs
+    ]
+    return [*pairs, *exchanged]
+
+
+def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """The pairs in two halves that have no lemma in common."""
+    lemmas = sorted({pair.lemma for pair in pairs})
+    first = set(np.random.default_rng(0).permutation(lemmas)[: len(lemmas) // 2].tolist())
+    return [pair for pair in pairs if pair.lemma in first], [
+        pair for pair in pairs if pair.lemma not in first
+    ]
+
+
+def mean_difference(model: LLM, pairs: list[Pair], part: Part) -> Tensor:
+    """The stream of the corrupt case minus that of the clean one at the last token, the mean: (D,)."""
+    differences = []
+    for batch in batches(pairs):
+        clean, corrupt = (record(model, ids, [part])[part] for ids in (batch.clean_ids, batch.corrupt_ids))
+        differences.append(at_last(corrupt - clean, batch))
+    return torch.cat(differences).mean(0)
+
+
+def random_vector(like: Tensor, seed: int) -> Tensor:
+    """A random direction (D,) as long as another vector."""
+    vector = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed), dtype=like.dtype)
+    return vector * like.norm() / vector.norm()
+
+
+def right_ones(model: LLM, pairs: list[Pair]) -> list[Pair]:
+    """The pairs whose clean ending the model prefers, at most MOST_PAIRS of them."""
+    kept = []
+    for batch in batches(pairs):
+        right = scores(model, batch.clean_ids, batch) > 0
+        kept += [pair for pair, is_right in zip(batch.pairs, right) if is_right]
+    return kept[:: max(1, math.ceil(len(kept) / MOST_PAIRS))]
+
+
+@torch.no_grad()
+def turned(model: LLM, pairs: list[Pair], part: Part, vector: Tensor) -> np.ndarray:
+    """Whether, with the vector, the model prefers the corrupt ending on each pair's clean sentence: (N,)."""
+    with changed(model, part, add(vector)):
+        found = [scores(model, batch.clean_ids, batch) < 0 for batch in batches(pairs)]
+    return torch.cat(found).numpy()
+
+
+@torch.no_grad()
+def loss(model: LLM, windows: Tensor) -> float:
+    """The mean loss, in nats a token, on windows of text (B, T + 1)."""
+    losses = [token_losses(model(each[:, :-1]), each[:, 1:]) for each in windows.split(16)]
+    return torch.cat(losses).mean().item()
+
+
+def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[dict]:
+    """Turn endings from one case to another, for every two cases with enough pairs.
+
+    The vectors come from other lemmas than the endings. One row a strength: {"strength", "steered": ratio()
+    of endings turned, "steered_cost": nats a token on windows (B, T + 1), the mean over the vectors, and the
+    same of random vectors: "random", "random_cost"}. Raises UserError if there are too few pairs.
+    """
+    train, test = halves(both_ways(pairs))
+    jobs = []  # the pairs to turn, and the vectors to turn them with
+    for cases in sorted({(pair.clean_case, pair.corrupt_case) for pair in train}):
+        known, asked = (
+            [each for each in half if (each.clean_case, each.corrupt_case) == cases] for half in (train, test)
+        )
+        asked = right_ones(model, asked)
+        if min(len(known), len(asked)) >= LEAST_PAIRS:
+            vector = mean_difference(model, known, part)
+            vectors = {"steered": vector, "random": random_vector(vector, len(jobs))}
+            jobs.append((asked, vectors))
+
+    if not jobs:
+        raise UserError(
+            f"{len(pairs)} pairs are too few to steer with: train on a longer text, of which more is held out"
+        )
+    base, rows = loss(model, windows), []
+    for strength in tqdm(STRENGTHS, f"steering after layer {part.layer}", dynamic_ncols=True, leave=False):
+        row = {"strength": strength}
+        for name in ("steered", "random"):
+            all_turned = np.concatenate(
+                [turned(model, asked, part, strength * vectors[name]) for asked, vectors in jobs]
+            )
+            costs = []
+            for _, vectors in jobs:
+                with changed(model, part, add(strength * vectors[name])):
+                    costs.append(loss(model, windows) - base)
+            row[name] = ratio(all_turned, np.ones(len(all_turned)))
+            row[f"{name}_cost"] = float(np.mean(costs))
+        rows.append(row)
+    return rows
