@@ -1,8 +1,8 @@
 """Every hyperparameter, one a line. Edit it and run again, or override for one run: python train.py --d_model 128"""
 
 # the model
-d_model = 256  # width: numbers in the vector that stands for a token
-num_heads = 4  # attention heads in a layer; d_model / num_heads, a head's size, is even
+d_model = 192  # width: numbers in the vector that stands for a token
+num_heads = 3  # attention heads in a layer; d_model / num_heads, a head's size, is even
 num_layers = 4  # blocks, each an attention and an MLP
 max_seq_len = 128  # window: how many tokens the model sees at once
 vocab_size = 5000  # entries of the BPE tokenizer, its 256 bytes and <EOS> included
