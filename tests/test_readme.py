@@ -17,7 +17,7 @@ def test_links_to_lines_hold_the_names():
 
 def test_the_files_are_there_and_all_named():
     layout = README.split("## The layout")[1].split("## ")[0]
-    folders = ("corpus", "support", "evaluation", "interpretability")
+    folders = "corpus support evaluation interpretability experiments exercises publishing".split()
     modules = {path.name for folder in folders for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"\w+\.py", layout)) == {path.name for path in ROOT.glob("*.py")} | modules
     for file in (ROOT / "README.md", ROOT / "docs" / "measurements.md"):
