@@ -1,0 +1,145 @@
+"""Build it yourself: the model in thirteen steps, each checked as you write it. docs/build_it_yourself.md explains them.
+
+python exercise.py                          shows the steps and which of them pass
+python exercise.py start                    writes my_transformer.py here, for you to fill in
+python exercise.py check                    says what is wrong; check 7, or check attention: in that step alone
+python train.py --model my_transformer.py   trains the model that you have built
+"""
+
+import argparse
+import ast
+import inspect
+import re
+import sys
+import textwrap
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, ModuleType
+
+import torch
+
+import llm
+from dataset import TextDataset
+from exercises import checks
+from support.cli import Parser, UserError, atomic_write, run_script
+
+FILE = Path("my_transformer.py")
+CHAPTER = Path(__file__).parent / "docs" / "build_it_yourself.md"
+SECONDS = 3  # of computing that a check may take
+MARKS = {"": "x", "not written yet": " "}  # of a step, by what is wrong with it
+
+# Our functions and classes that a step rebuilds. The chapter has an example for each, and whole stubs for the other steps.
+OURS = {"windows": [TextDataset], "norm": [llm.RMSNorm], "rotary": [llm.rotary_tables, llm.rotate], "sample": [llm.sample]}
+OURS |= {"attention": [llm.attention], "heads": [llm.Attention], "mlp": [llm.MLP], "block": [llm.Block], "model": [llm.LLM]}
+NEEDS = {"heads": ["norm", "rotary", "attention"], "block": ["norm", "heads", "mlp"], "model": ["norm", "block"]}
+TO_WRITE = ("__len__", "__getitem__", "project", "activations", "forward", "residual", "logits")
+GIVEN = ("__init__", "rotary", "architecture", "get_extra_state", "set_extra_state")
+
+
+def read_chapter() -> tuple[str, dict[str, str], dict[str, str]]:
+    """How the file begins; the title of each step, and what is to be written in it, by the step's name."""
+    sections = re.split(r"^## \d+\. (\w+): (.+)$", CHAPTER.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    blocks = [re.findall(r"^```python\n(.*?)\n```$", section, re.MULTILINE | re.DOTALL) for section in sections]
+    titles, stubs = dict(zip(sections[1::3], sections[2::3])), {}
+    for name, code in zip(titles, blocks[3::3]):
+        ours = OURS.get(name, [])
+        stubs[name] = "\n\n\n".join([*map(stub, ours, code), *code[len(ours) :]])
+    return blocks[0][0], titles, stubs
+
+
+def stub(ours: Callable, example: str) -> str:
+    """The source of a function or class with ... for the code to be written, and the example in its docstring."""
+    lines = inspect.getsource(ours).splitlines()
+
+    def head(node: ast.AST) -> str:
+        """Signature and docstring, without the cache of earlier tokens: the exercise has none."""
+        last = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
+        return re.sub(r", cached?: [^)]*|\s+(With a )?cached?[ ,][^.]*\.", "", "\n".join(lines[node.lineno - 1 : last]))
+
+    node = ast.parse("\n".join(lines)).body[0]
+    example = textwrap.indent(re.sub(r"^# ?", "", example, flags=re.MULTILINE), "    ")
+    parts = [head(node).removesuffix('"""').rstrip() + f'\n\n{example}\n    """']
+    methods = [each for each in node.body if isinstance(ours, type) and isinstance(each, ast.FunctionDef)]
+    for method in methods:
+        whole = "\n".join(lines[method.lineno - 1 : method.end_lineno])
+        parts += [head(method) + "\n        ..."] if method.name in TO_WRITE else [whole] if method.name in GIVEN else []
+    return "\n\n".join(parts) if methods else parts[0] + "\n    ..."
+
+
+def start(beginning: str, titles: dict[str, str], stubs: dict[str, str]) -> None:
+    """Write my_transformer.py. Raises UserError if it is there."""
+    if FILE.exists():
+        raise UserError(f"{FILE} is here already: go on with  python exercise.py check  or move it away")
+    steps = [f"\n\n# {i}. {name}: {titles[name]}\n\n\n{stubs[name]}\n" for i, name in enumerate(titles, 1)]
+    with atomic_write(FILE) as temporary:
+        temporary.write_text(beginning + "\n" + "".join(steps), encoding="utf-8")
+    print(f"wrote {FILE}: fill in step 1, then run  python exercise.py check")
+
+
+def attempt(action: Callable) -> str:
+    """What goes wrong in the reader's file while action() runs, in a line or two; "" if nothing does."""
+    deadline, old_trace = time.thread_time() + SECONDS, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument) -> Callable | None:
+        if frame.f_code.co_filename != str(FILE):
+            return None
+        if time.thread_time() > deadline:  # asked at every line of the reader's file
+            raise TimeoutError(f"still running after {SECONDS} seconds: a loop that does not end?")
+        return trace
+
+    try:
+        torch.manual_seed(0)
+        sys.settrace(trace)
+        action()
+    except checks.Wrong as wrong:
+        return str(wrong)
+    except (Exception, SystemExit) as error:
+        lines = [f"line {at.lineno}: " for at in traceback.extract_tb(error.__traceback__) if at.filename == str(FILE)]
+        return f"{''.join(lines[-1:])}{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    finally:
+        sys.settrace(old_trace)
+    return ""
+
+
+def check(stubs: dict[str, str]) -> dict[str, str]:
+    """What is wrong with each step, "" if it passes. Raises UserError if the reader's file cannot be loaded."""
+    if not FILE.exists():
+        raise UserError(f"there is no {FILE} here: write it with  python exercise.py start")
+    source, mine, problems = FILE.read_bytes().decode(errors="replace"), ModuleType(FILE.stem), {}
+    problem = attempt(lambda: exec(compile(source, str(FILE), "exec"), vars(mine)))
+    if problem:
+        raise UserError(f"{FILE} does not run: {problem}")
+    written = {getattr(node, "name", ""): ast.get_source_segment(source, node) for node in ast.parse(source).body}
+    for name, code in stubs.items():
+        parts = [written.get(node.name, "") for node in ast.parse(code).body]
+        unwritten = any(re.search(r"^ *\.\.\.$", part, re.MULTILINE) for part in parts)
+        waits = next((f"waits for {need}" for need in NEEDS.get(name, []) if problems[need]), "")
+        problems[name] = "not written yet" if unwritten else waits or attempt(lambda: getattr(checks, f"check_{name}")(mine))
+    return problems
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", nargs="?", default="show", choices=("show", "start", "check"))
+    parser.add_argument("step", nargs="?", help="number or name of the only step to check")
+    args = parser.parse_args()
+    beginning, titles, stubs = read_chapter()
+    if args.command == "start":
+        return start(beginning, titles, stubs)
+    chosen = {i: name for i, name in enumerate(titles, 1) if args.step in (None, name, str(i))}
+    if not chosen:
+        raise UserError(f"there is no step {args.step!r}: python exercise.py  shows them")
+    problems = check(stubs) if args.command == "check" or FILE.exists() else dict.fromkeys(titles, "not written yet")
+    for i, name in chosen.items():
+        print(f"{i:3} [{MARKS.get(problems[name], '!')}] {name:14} {titles[name]}")
+        if args.command == "check" and problems[name]:
+            print(textwrap.indent(problems[name], " " * 8))
+    if not any(problems.values()):
+        print(f"all steps pass: train your model with  python train.py --model {FILE}")
+    sys.exit(args.command == "check" and any(problems[name] for name in chosen.values()))
+
+
+if __name__ == "__main__":
+    run_script(main)

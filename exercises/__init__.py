@@ -1,0 +1,1 @@
+"""What exercise.py checks the reader's functions with."""

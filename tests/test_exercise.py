@@ -1,0 +1,391 @@
+"""exercise.py as a learner meets it: stubs, slips, a solution in other words than llm.py, and a training run with it."""
+
+import csv
+import doctest
+import inspect
+import json
+import re
+import time
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import ARTICLES, SMALL, call, write_articles
+
+import exercise
+import llm
+from corpus.sentences import split_sentences
+from corpus.tokenizer import train_tokenizer
+from dataset import TextDataset
+from exercises import checks
+
+BEGINNING, TITLES, STUBS = exercise.read_chapter()
+FILE = "my_transformer.py"
+
+# What stands in place of each ... of the stubs, in their order
+SOLUTION = '''
+counts = Counter()
+for piece in pieces:
+    counts.update(zip(piece, piece[1:]))
+pair = max(counts, key=counts.get)
+merged = []
+for piece in pieces:
+    tokens = []
+    for token in piece:
+        if tokens and (tokens[-1], token) == pair:
+            tokens[-1] += token
+        else:
+            tokens.append(token)
+    merged.append(tokens)
+return pair, merged
+---
+return max(0, (len(self.tokens) - 1) // self.max_seq_len)
+---
+begin = index * self.max_seq_len
+window = torch.tensor(self.tokens[begin : begin + self.max_seq_len + 1].astype(np.int64))
+return window[:-1], window[1:]
+---
+powers = torch.exp(x - x.max(dim=-1, keepdim=True).values)
+return powers / powers.sum(dim=-1, keepdim=True)
+---
+shifted = logits - logits.amax(dim=-1, keepdim=True)
+log_shares = shifted - torch.log(shifted.exp().sum(dim=-1, keepdim=True))
+of_targets = torch.take_along_dim(log_shares, targets.unsqueeze(-1), dim=-1)
+return -of_targets.mean()
+---
+mean_square = (x * x).mean(dim=-1, keepdim=True)
+return self.weight * (x / torch.sqrt(mean_square + NORM_EPS))
+---
+pair = torch.arange(head_size // 2)
+speed = torch.exp(-math.log(ROTARY_BASE) * 2 * pair / head_size)
+angle = torch.arange(length).unsqueeze(1) * speed
+angle = torch.cat([angle, angle], dim=1)
+return torch.cos(angle), torch.sin(angle)
+---
+half = x.shape[-1] // 2
+a, b = x[..., :half], x[..., half:]
+c, s = cos[..., :half], sin[..., :half]
+return torch.cat([a * c - b * s, b * c + a * s], dim=-1)
+---
+scores = torch.einsum("bhtd,bhsd->bhts", q, k) / math.sqrt(q.shape[-1])
+key_place = torch.arange(k.shape[2], device=k.device)
+query_place = key_place[-q.shape[2] :].unsqueeze(1)
+scores = scores.masked_fill(key_place > query_place, -math.inf)
+weights = softmax(scores)
+return torch.einsum("bhts,bhsd->bhtd", weights, v), weights
+---
+q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv_proj(x).chunk(3, dim=-1))
+q, k = self.q_norm(q), self.k_norm(k)
+return rotate(q, cos, sin), rotate(k, cos, sin), v
+---
+mixed, _ = attention(*self.project(x, cos, sin))
+B, H, T, d = mixed.shape
+return self.o_proj(mixed.permute(0, 2, 1, 3).reshape(B, T, H * d))
+---
+gate, up = self.gate_up_proj(x).tensor_split(2, dim=-1)
+return gate * torch.sigmoid(gate) * up
+---
+return self.down_proj(self.activations(x))
+---
+found = self.attention(self.attention_norm(x), cos, sin)
+middle = x + self.dropout(found)
+return middle + self.dropout(self.mlp(self.mlp_norm(middle)))
+---
+return self.logits(self.residual(input_ids))
+---
+stream = F.dropout(self.embedding(input_ids), self.dropout, self.training)
+cos, sin = self.rotary(0, input_ids.shape[1], stream.dtype)
+for layer in self.blocks:
+    stream = layer(stream, cos, sin)
+return stream
+---
+return self.norm(x) @ self.embedding.weight.t()
+---
+if temperature == 0:
+    return logits.argmax(dim=-1)
+scores, tokens = torch.sort(logits, dim=-1, descending=True)
+if top_k:
+    scores, tokens = scores[:, :top_k], tokens[:, :top_k]
+shares = softmax(scores / temperature)
+before = shares.cumsum(dim=-1) - shares
+shares = torch.where(before < top_p, shares, 0.0)
+place = torch.multinomial(shares, 1, generator=generator)
+return torch.take_along_dim(tokens, place, dim=-1)[:, 0]
+---
+for p, (m, v) in zip(parameters, averages):
+    m.copy_(betas[0] * m + (1 - betas[0]) * p.grad)
+    v.copy_(betas[1] * v + (1 - betas[1]) * p.grad**2)
+    m_hat = m / (1 - betas[0] ** step)
+    v_hat = v / (1 - betas[1] ** step)
+    p.sub_(rate * m_hat / (v_hat.sqrt() + eps))
+    p.grad = None
+'''
+
+# The step, what a learner writes otherwise, and what the check says about it
+SLIPS = [
+    ("merge", "counts.update(zip(piece, piece[1:]))", "counts.update(zip(sum(pieces, []), sum(pieces, [])[1:]))", "across the end"),
+    ("merge", "max(counts, key=counts.get)", "max(reversed(counts), key=counts.get)", "the last is taken"),
+    ("merge", "if tokens and (", "if not any(''.join(pair) in t for t in tokens) and tokens and (", "only the first place"),
+    ("windows", "(len(self.tokens) - 1)", "len(self.tokens)", "the last target needs one token more"),
+    ("windows", "window[:-1], window[1:]", "window[:-1], window[:-1]", "the targets are the inputs"),
+    ("windows", "begin = index * self.max_seq_len", "begin = index", "the windows overlap"),
+    ("windows", ".astype(np.int64)", ".astype(np.int32)", "torch.int32"),
+    ("softmax", "powers.sum(dim=-1,", "powers.sum(dim=-2,", "over the wrong axis"),
+    ("softmax", "powers / powers.sum(dim=-1, keepdim=True)", "powers / powers.sum()", "the sum of everything"),
+    ("softmax", "x - x.max(dim=-1, keepdim=True).values", "x", "subtract the largest x"),
+    ("cross_entropy", "-of_targets.mean()", "-of_targets.sum()", "the sum, not the mean"),
+    ("cross_entropy", "-of_targets.mean()", "of_targets.mean()", "the sign"),
+    ("cross_entropy", "-of_targets.mean()", "-of_targets.mean() / math.log(2)", "bits, not nats"),
+    ("cross_entropy", "logits - logits.amax(dim=-1, keepdim=True)", "logits", "use logsumexp"),
+    ("norm", "self.weight * (x /", "(x /", "the weight is missing"),
+    ("norm", "mean_square = (", "x = x - x.mean(dim=-1, keepdim=True)\nmean_square = (", "LayerNorm"),
+    ("norm", "torch.sqrt(mean_square + NORM_EPS)", "(mean_square + NORM_EPS)", "the root is missing"),
+    ("norm", "mean_square + NORM_EPS", "mean_square", "eps is missing"),
+    ("norm", "torch.sqrt(mean_square + NORM_EPS)", "(torch.sqrt(mean_square) + NORM_EPS)", "eps belongs inside"),
+    ("rotary", "torch.cat([angle, angle], dim=1)", "angle.repeat_interleave(2, dim=1)", "half a head apart"),
+    ("rotary", "torch.arange(length)", "torch.arange(1, length + 1)", "begin at 0"),
+    ("rotary", "* 2 * pair", "* pair", "-2i / head_size"),
+    ("rotary", "a * c - b * s, b * c + a * s", "a * c + b * s, b * c - a * s", "turns backwards"),
+    ("rotary", "a * c - b * s", "a * c + b * s", "the minus is missing"),
+    ("rotary", "half = x", "return x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin\nhalf = x", "half a head"),
+    ("attention", "key_place > query_place", "key_place > query_place + 1", "a position sees the next"),
+    ("attention", "key_place > query_place", "key_place >= query_place", "a position must see itself"),
+    ("attention", " / math.sqrt(q.shape[-1])", "", "the scale 1 / sqrt(d) is missing"),
+    ("attention", "softmax(scores)", "scores.softmax(dim=-2)", "over the wrong axis"),
+    ("attention", "key_place > query_place", "key_place > math.inf", "the mask is missing"),
+    ("attention", "key_place[-q.shape[2] :]", "key_place[: q.shape[2]]", "S - T + t"),
+    ("attention", ", -math.inf)", ", 0)", "use minus infinity"),
+    ("heads", "self.q_norm(q), self.k_norm(k)", "q, k", "not normalised"),
+    ("heads", "rotate(q, cos, sin), rotate(k, cos, sin), v", "q, k, v", "not turned"),
+    ("heads", "rotate(k, cos, sin), v", "rotate(k, cos, sin), rotate(v, cos, sin)", "the values must not be turned"),
+    ("heads", "mixed.permute(0, 2, 1, 3).reshape", "mixed.reshape", "before the heads are laid side by side"),
+    ("heads", "self.o_proj(mixed", "(mixed", "o_proj is missing"),
+    ("mlp", "gate * torch.sigmoid(gate)", "gate", "silu is missing"),
+    ("mlp", "gate, up = self", "up, gate = self", "exchanged"),
+    ("mlp", "gate * torch.sigmoid(gate)", "torch.sigmoid(gate)", "that is the sigmoid"),
+    ("mlp", "torch.sigmoid(gate) * up", "torch.sigmoid(gate)", "up is missing"),
+    ("block", "found = self.attention(self.attention_norm(x), cos, sin)\nmiddle = x + self.dropout(found)\nreturn middle +",
+     "middle = self.dropout(self.attention(self.attention_norm(x), cos, sin))\nreturn", "the residual stream is missing"),
+    ("block", "found = self", "x = self.attention_norm(x + self.attention(x, cos, sin))\nreturn self.mlp_norm(x + self.mlp(x))\nfound = self",
+     "not after"),
+    ("block", "found = self", "x = x + self.attention(x, cos, sin)\nreturn x + self.mlp(x)\nfound = self", "the norms are missing"),
+    ("block", "self.dropout(", "(", "dropout is missing"),
+    ("model", "for layer in self.blocks:", "for layer in self.blocks[:1]:", "only one block is used"),
+    ("model", "    stream = layer(stream, cos, sin)\nreturn stream", "    out = layer(stream, cos, sin)\nreturn out", "each block reads"),
+    ("model", "self.norm(x) @", "x @", "the last norm is missing"),
+    ("model", "self.logits(self.residual(input_ids))", "self.logits(self.residual(input_ids)[:, -1])", "not only the last"),
+    ("sample", "scores / temperature", "scores * temperature", "divide by the temperature"),
+    ("sample", "scores / temperature", "scores", "the temperature is not used"),
+    ("sample", "scores[:, :top_k], tokens[:, :top_k]", "scores[:, : top_k + 1], tokens[:, : top_k + 1]", "one too many"),
+    ("sample", "before < top_p", "before + shares <= top_p", "the token that crosses top_p stays"),
+    ("sample", "torch.take_along_dim(tokens, place, dim=-1)[:, 0]", "place[:, 0]", "the place in sorted order"),
+    ("sample", "generator=generator", "generator=None", "the same generator"),
+    ("sample", "torch.multinomial(shares, 1, generator=generator)", "shares.argmax(-1, keepdim=True)", "not drawn"),
+    ("adam", "m_hat = m / (1 - betas[0] ** step)\n    v_hat = v / (1 - betas[1] ** step)", "m_hat, v_hat = m, v", "bias of m and v"),
+    ("adam", "v_hat.sqrt()", "v_hat", "the root of v is missing"),
+    ("adam", "p.sub_(", "p.add_(", "uphill"),
+    ("adam", "p.grad = None", "pass", "the next backward() adds to it"),
+    ("adam", "p.sub_(rate", "p = p - (rate", "in place"),
+]  # fmt: skip
+
+
+def fill(solution: str = SOLUTION) -> str:
+    """my_transformer.py with the parts of the solution in place of its ...."""
+    text, bodies = BEGINNING + "\n\n\n" + "\n\n\n".join(STUBS.values()), solution.strip().split("\n---\n")
+    dots = re.compile(r"^( +)\.\.\.$", re.MULTILINE)
+    assert len(dots.findall(text)) == len(bodies)
+    remaining = iter(bodies)
+    return dots.sub(lambda place: re.sub("^", place[1], next(remaining), flags=re.MULTILINE), text)
+
+
+def loaded(source: str) -> ModuleType:
+    module = ModuleType("my_transformer")
+    exec(compile(source, FILE, "exec"), vars(module))
+    return module
+
+
+def problem_of(step: str, mine) -> str:
+    return exercise.attempt(lambda: getattr(checks, f"check_{step}")(mine))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_way_from_start_to_the_last_step(here):
+    assert "[ ] merge" in call("exercise.py").out and not list(here.iterdir())
+    assert call("exercise.py", "start").code == 0
+    code, out, _ = call("exercise.py", "check")
+    assert code == 1 and out.count("not written yet") == out.count("[ ]") == len(TITLES) == 13
+    assert call("exercise.py").code == 0
+
+    stubs = (here / FILE).read_text(encoding="utf-8")
+    code, _, err = call("exercise.py", "start")
+    assert code == 2 and err.count("\n") == 1 and "here already" in err
+    assert (here / FILE).read_text(encoding="utf-8") == stubs
+
+    (here / FILE).write_text(fill(), encoding="utf-8")
+    began = time.process_time()
+    code, out, err = call("exercise.py", "check")
+    assert code == 0 and out.count("[x]") == 13 and "train.py --model my_transformer.py" in out and not err, out
+    assert time.process_time() - began < 10
+    assert call("exercise.py", "check", 7).out.splitlines() == [out.splitlines()[6], out.splitlines()[-1]]
+
+
+def test_the_stubs_are_ours_without_the_cache():
+    mine = loaded(BEGINNING + "\n" + "\n\n".join(STUBS.values()))
+    assert (mine.ROTARY_BASE, mine.NORM_EPS) == (llm.ROTARY_BASE, llm.NORM_EPS)
+    assert {name for name in vars(checks) if name.startswith("check_")} == {f"check_{name}" for name in TITLES}
+    for ours in (each for step in exercise.OURS.values() for each in step):
+        stub = getattr(mine, ours.__name__)
+        assert ours.__doc__.rstrip() in stub.__doc__ and ">>> " in stub.__doc__
+        pairs = [(ours, stub)]
+        if isinstance(ours, type):
+            pairs = [(getattr(ours, name), method) for name, method in vars(stub).items() if inspect.isfunction(method)]
+            assert len(pairs) > 1
+        for our, their in pairs:
+            without = {"generate": {"step"}, "rotary": set()}.get(our.__name__, {"cache", "cached", "start"})
+            names = [name for name in inspect.signature(our).parameters if name not in without]
+            assert [name for name in inspect.signature(their).parameters if name not in without] == names
+    assert "cache" not in "".join(code for name, code in STUBS.items()).replace("needs a cache", "")
+
+
+def test_the_functions_of_this_repository_pass():
+    def adam_step(parameters, averages, step, rate, betas, eps):
+        optimizer = torch.optim.Adam(parameters, rate, betas, eps)
+        for p, (m, v) in zip(parameters, averages):
+            optimizer.state[p] = {"step": torch.tensor(step - 1.0), "exp_avg": m, "exp_avg_sq": v}
+        optimizer.step()
+        optimizer.zero_grad()
+
+    ours = SimpleNamespace(
+        **vars(llm),
+        TextDataset=TextDataset,
+        softmax=lambda x: x.softmax(-1),
+        cross_entropy=lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
+        adam_step=adam_step,
+    )
+    for step in TITLES:
+        if step != "merge":  # train_tokenizer() merges in Rust: below
+            assert problem_of(step, ours) == "", step
+
+
+def test_merges_are_those_of_the_tokenizer():
+    texts = ARTICLES[:30]
+    tokenizer = train_tokenizer(texts, 257 + 10)
+    sentences = [sentence for text in texts for sentence in split_sentences(text)]
+    pieces = [list(piece) for each in sentences for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(each)]
+    merge = loaded(fill()).merge
+    for expected in json.loads(tokenizer.to_str())["model"]["merges"]:
+        pair, pieces = merge(pieces)
+        assert list(pair) == list(expected)
+
+
+def test_the_examples_are_right():
+    mine = loaded(fill())
+    for name in re.findall(r"^(?:def|class) (\w+)", "\n".join(STUBS.values()), re.MULTILINE):
+        [test] = doctest.DocTestFinder(recurse=False).find(getattr(mine, name), name, module=False, globs=vars(mine))
+        assert doctest.DocTestRunner(verbose=False).run(test).failed == 0 and test.examples, name
+
+
+@pytest.mark.parametrize("step, old, new, message", SLIPS)
+def test_a_slip_is_named(step, old, new, message):
+    assert old in SOLUTION
+    problem = problem_of(step, loaded(fill(SOLUTION.replace(old, new))))
+    assert message in problem and problem.count("\n") <= 1, problem
+
+
+def test_each_step_has_three_slips():
+    assert all(sum(slip[0] == step for slip in SLIPS) >= 3 for step in TITLES)
+
+
+def test_what_differs_is_told_with_its_place():
+    mine = loaded(fill(SOLUTION.replace("return powers /", "powers[1, 2, 3] *= 2\nreturn powers /")))
+    assert re.fullmatch(r"softmax\(x\)\[1, 2, [0-3]\] is 0\.\d+, expected 0\.\d+", problem_of("softmax", mine))
+    mine = loaded(fill(SOLUTION.replace("return powers /", "powers /")))
+    assert problem_of("softmax", mine) == "softmax(x) is None, expected a tensor (2, 3, 4)\nlikely: a return is missing"
+    mine = loaded(fill(SOLUTION.replace("return of", "return 5, of").replace("return -of_targets.mean()", "return log_shares")))
+    assert problem_of("cross_entropy", mine) == "the loss is a tensor (2, 3, 5), expected a tensor ()"
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("powers = torch", "while True:\n    pass\npowers = torch", "TimeoutError: still running"),
+        ("powers = torch", "powers = troch", "NameError: name 'troch' is not defined"),
+        ("powers = torch", "raise SystemExit('enough')\npowers = torch", "SystemExit: enough"),
+        ("powers = torch", "return softmax(x)\npowers = torch", "RecursionError"),
+        ("powers = torch", "raise ValueError('two\\nlines')\npowers = torch", "ValueError: two lines"),
+    ],
+)
+def test_code_that_fails_is_told_in_one_line(here, monkeypatch, old, new, message):
+    monkeypatch.setattr(exercise, "SECONDS", 0.2)
+    source = fill(SOLUTION.replace(old, new))
+    (here / FILE).write_text(source, encoding="utf-8")
+    code, out, err = call("exercise.py", "check", "softmax")
+    assert code == 1 and not err and out.count("\n") == 2 and message in out
+    before_line = "\n".join(source.splitlines()[: int(re.search(r"line (\d+): ", out)[1])])
+    assert before_line.rindex("\ndef ") == before_line.index("\ndef softmax(")
+
+
+def test_a_step_waits_for_those_it_stands_on(here):
+    (here / FILE).write_text(fill(SOLUTION.replace("* 2 * pair", "* pair")), encoding="utf-8")
+    out = call("exercise.py", "check").out
+    assert [line[5] for line in out.splitlines() if line[:3].strip()] == list("xxxxx!x!x!!xx")
+    assert "waits for rotary" in out and "waits for heads" in out and "waits for block" in out
+
+
+def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(here, monkeypatch):
+    monkeypatch.setattr(exercise, "SECONDS", 0.2)
+    for arguments, source, message in [
+        (["check"], None, "there is no my_transformer.py here"),
+        (["check"], "def f(:", "does not run: SyntaxError"),
+        (["check"], "import nothing_like_this", "ModuleNotFoundError"),
+        (["check"], "while True:\n    pass", "TimeoutError"),
+        (["check", "14"], fill(), "there is no step '14'"),
+        (["chekc"], fill(), "invalid choice: 'chekc'"),
+    ]:
+        if source:
+            (here / FILE).write_text(source, encoding="utf-8")
+        code, _, err = call("exercise.py", *arguments)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+    (here / FILE).write_text("# empty", encoding="utf-8")
+    assert "AttributeError: module 'my_transformer' has no attribute 'merge'" in call("exercise.py", "check", "1").out
+
+
+def losses(folder) -> list[float]:
+    with open(folder / "training_log.csv", encoding="utf-8") as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file)]
+
+
+def test_the_readers_model_trains_with_the_losses_of_ours(here):
+    source = fill(SOLUTION.replace("stream = F.dropout", "open('used', 'w').close()\nstream = F.dropout"))
+    (here / FILE).write_text(source, encoding="utf-8")
+    text = write_articles(here / "text.jsonl", ARTICLES[:20])
+    flags = ["--dataset", text, *SMALL, "--epochs", 0.6, "--warmup", 1, "--precision", "float32"]
+    flags += ["--eval_every", 1, "--eval_windows", 1]
+    for folder, more in (("ours", []), ("mine", ["--model", FILE])):
+        done = call("train.py", *flags, *more, "--out_dir", folder)
+        assert done.code == 0 and (folder == "mine" or not (here / "used").exists()), done.err
+    ours, mine = losses(here / "ours"), losses(here / "mine")
+    assert (here / "used").exists() and len(ours) >= 10
+    assert mine[:10] == pytest.approx(ours[:10], abs=1e-4)
+    assert call("generate.py", "Волга", "--out_dir", "mine", "--max_new_tokens", 5).code == 0
+
+
+def test_a_model_that_cannot_be_trained_is_told_in_one_line(here):
+    (here / "no_model.py").write_text("LM = 1\n")
+    (here / "broken.py").write_text("class LLM(:\n")
+    call("exercise.py", "start")
+    for model, message in (
+        ("nothing.py", "No such file or directory: "),
+        ("no_model.py", "the class LLM of no_model.py does not work: KeyError"),
+        ("broken.py", "invalid syntax"),
+        (FILE, "the class LLM of my_transformer.py does not work"),
+    ):
+        done = call("train.py", "--model", model, "--out_dir", "out")
+        assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err
