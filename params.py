@@ -16,7 +16,7 @@ tokenizer_chars = 10_000_000  # a longer text is sampled evenly, to about this m
 
 # training
 epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows
-sample_epochs = 18.0  # passes over the bundled sample, where it stands in for the hub's text
+sample_epochs = 4.0  # passes over the bundled encyclopedia, where it is the text
 batch_size = 8  # windows in a step
 learning_rate = 0.004  # Adam's, at its peak
 warmup = 0.05  # share of the steps in which the rate rises from 0 to its peak; 0.15 is better for a run of some hundred steps

@@ -7,7 +7,6 @@ half of every batch: torchrun --nproc_per_node=2 train.py
 """
 
 import math
-import runpy
 import shlex
 import time
 from argparse import SUPPRESS, Namespace
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import params
 from corpus.sources import BUNDLED
 from corpus.token_files import Corpus
 from corpus.tokenizer import tokenizer_key
@@ -31,6 +29,7 @@ from support.continuation import PROMPTS, continue_prompt
 from support.device import choose_device, keep_freed_memory, maybe_compile
 from support.distributed import all_reduce_mean, data_parallel, local_rank_zero_first, process_group
 from support.loss import TrainingLoss
+from support.model_class import model_class
 from support.training_run import TrainingRun
 
 
@@ -121,20 +120,6 @@ def train(
         return run.finish()
 
 
-def model_class(args: Namespace) -> type[LLM]:
-    """The LLM of llm.py, or that of the Python file which --model names. Raises UserError if that one does not work."""
-    if "model" not in args:
-        return LLM
-    try:
-        theirs = runpy.run_path(args.model)["LLM"]
-        theirs(vocab_size=2, d_model=2, num_heads=1, num_layers=1, max_seq_len=1)(torch.tensor([[0]])).argmax()
-        return theirs
-    except OSError:
-        raise
-    except Exception as error:  # whatever the code in that file does
-        raise UserError(f"the class LLM of {args.model} does not work: {type(error).__name__}: {error}") from error
-
-
 def describe(model: LLM) -> None:
     """Print where the parameters are."""
     layers, block = model.num_layers, model.blocks[0]
@@ -174,8 +159,7 @@ def main() -> None:
     with process_group() as (rank, world_size):
         if args.batch_size % world_size:
             raise UserError(f"--batch_size {args.batch_size} does not divide among {world_size} processes")
-        out_dir = Path(args.out_dir)
-        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir := Path(args.out_dir)).mkdir(parents=True, exist_ok=True)
         lock = lock_folder(out_dir) if rank == 0 else None  # held until this function returns
         began = time.monotonic()
         with local_rank_zero_first():
@@ -195,8 +179,7 @@ def main() -> None:
         }
         describe(model)
         processes = f" in {world_size} processes" if world_size > 1 else ""
-        precision = str(dtype).removeprefix("torch.")
-        print(f"training: {epochs:g} epochs on {device}{processes}, matrix products in {precision}")
+        print(f"training: {epochs:g} epochs on {device}{processes}, matrix products in {str(dtype).removeprefix('torch.')}")
         ended_by = train(model.to(device), corpus, epochs, args, device, dtype, rank, world_size)
 
         how = f"ended early by {ended_by}" if ended_by else "done"
@@ -209,7 +192,7 @@ def main() -> None:
             generator = torch.Generator(device).manual_seed(args.seed)
             for prompt in PROMPTS:
                 print(f"  {continue_prompt(model, corpus.tokenizer, prompt, 60, 0.5, generator)}")
-        out_flag = "" if args.out_dir == params.out_dir else f" --out_dir {shlex.quote(args.out_dir)}"
+        out_flag = f" --out_dir {shlex.quote(args.out_dir)}" if "out_dir" in args.given else ""
         print(f'next: python generate.py "{PROMPTS[1]}"{out_flag}')
 
 

@@ -3,7 +3,6 @@
 import json
 import lzma
 import os
-import random
 import socket
 import subprocess
 import sys
