@@ -1,6 +1,7 @@
 """Continue a prompt with the trained model:  python generate.py "Волга впадает в"
 
 Reads the tokenizer and the weights that train.py left in out_dir, and prints the text as it comes.
+For speed, export the model (python export.py --gguf) and run it in llama.cpp: docs/use_your_model_elsewhere.md.
 """
 
 import itertools

@@ -18,6 +18,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +114,8 @@ def _build_cache(
     (folder / "bpe_tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
     num_done = val_chars = 0
-    progress = tqdm(total=num_chars, desc="tokens", unit=" chars", unit_scale=True)
-    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val, progress:
+    progress = partial(tqdm, total=num_chars, desc="tokens", unit=" chars", unit_scale=True)
+    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val, progress() as bar:
         for encoded, lengths in _encode_all(articles, num_chars, tokenizer):
             for ids, length in zip(encoded, lengths):
                 if num_done < num_train:
@@ -123,7 +124,7 @@ def _build_cache(
                     val.write(ids)
                     val_chars += length
                 num_done += 1
-            progress.update(sum(lengths))
+            bar.update(sum(lengths))
         about = {"val_chars": val_chars}
         for name, file in (("train_tokens", train), ("val_tokens", val)):
             about[name] = file.tell() // id_dtype(tokenizer).itemsize
