@@ -83,20 +83,19 @@ def test_wrong_types_in_params_py(monkeypatch, name, value, message):
         parse_args(make_parser(""))
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1251"])
-def test_a_terminal_that_cannot_show_a_character_shows_question_marks(unbroken, tmp_path, encoding):
+def test_a_terminal_that_cannot_show_a_character_shows_question_marks(unbroken, tmp_path):
     (tmp_path / "text.txt").write_text("Волга — «река».\nЁж ест 🍎.\n" * 30, encoding="utf-8")
-    done = run("generate.py", "Волга — 🍎", "--out_dir", unbroken, "--max_new_tokens", 5, PYTHONIOENCODING=encoding)
+    done = run("generate.py", "Волга — 🍎", "--out_dir", unbroken, "--max_new_tokens", 5, PYTHONIOENCODING="cp1251")
     assert done.code == 0 and "Traceback" not in done.err
-    folder = unbroken.parent / f"in_{encoding}"
-    process = start_training(folder, "--epochs", 0.1, "--dataset", tmp_path / "text.txt", PYTHONIOENCODING=encoding)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and (folder / "parameters.pt2").exists(), err
-    done = run("evaluate.py", "--text", tmp_path / "text.txt", "--out_dir", folder, PYTHONIOENCODING=encoding)
+    folder = unbroken.parent / "in_ascii"
+    process = start_training(folder, "--epochs", 0.1, "--dataset", tmp_path / "text.txt", PYTHONIOENCODING="ascii")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "?????" in out and (folder / "parameters.pt2").exists(), err
+    done = run("evaluate.py", "--text", tmp_path / "text.txt", "--out_dir", folder, PYTHONIOENCODING="ascii")
     assert done.code == 0 and (folder / "evaluation.json").exists(), done.err
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
 def test_a_closed_terminal_ends_a_script_quietly(unbroken, closed):
     command = f"{sys.executable} generate.py Волга --max_new_tokens 3 --out_dir {unbroken} {closed}"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
