@@ -17,7 +17,7 @@ from interpretability.snapshots import last_step_of, snapshot_losses
 from support.checkpoint import TOKENIZER, load_model, snapshot_paths
 from support.cli import atomic_write, make_parser, parse_args, run_script
 
-PROMPT = "Столицей Франции является город"
+PROMPT = "Столица Франции — город"
 PAGE = "visualization.html"
 
 

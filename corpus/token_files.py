@@ -18,7 +18,6 @@ import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,8 +113,11 @@ def _build_cache(
     (folder / "bpe_tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
 
     num_done = val_chars = 0
-    progress = partial(tqdm, total=num_chars, desc="tokens", unit=" chars", unit_scale=True)
-    with open(folder / "train.bin", "wb") as train, open(folder / "val.bin", "wb") as val, progress() as bar:
+    with (
+        open(folder / "train.bin", "wb") as train,
+        open(folder / "val.bin", "wb") as val,
+        tqdm(total=num_chars, desc="tokens", unit=" chars", unit_scale=True) as bar,
+    ):
         for encoded, lengths in _encode_all(articles, num_chars, tokenizer):
             for ids, length in zip(encoded, lengths):
                 if num_done < num_train:

@@ -25,7 +25,7 @@ from evaluation.perplexity import evaluate_text
 from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
-from experiments.harness import STUDENT_T
+from experiments.harness import half_interval
 from interpretability.measurements import head_scores, read_training
 from llm import LLM
 from support.checkpoint import PARAMETERS, TOKENIZER, load_model, load_snapshot, snapshot_paths
@@ -121,10 +121,10 @@ def half_way_step(steps: list[int], values: np.ndarray) -> float:
 
 def mean_over_runs(values: np.ndarray) -> dict[str, list]:
     """The mean of values (runs, N) and, of two runs or more, its 95% interval. None where a run has no value."""
-    count, mean = len(values), values.mean(axis=0)
-    if count == 1:
+    mean = values.mean(axis=0)
+    if len(values) == 1:
         return {"mean": numbers(mean)}
-    reach = STUDENT_T[min(count, 10) - 2] * values.std(axis=0, ddof=1) / np.sqrt(count)
+    reach = half_interval(values)
     return {"mean": numbers(mean), "low": numbers(mean - reach), "high": numbers(mean + reach)}
 
 

@@ -2,7 +2,7 @@
 
 A recipe is a dict of hyperparameters that differ from params.py. The loss after a number of tokens does not depend on how busy
 the machine is; seconds do, so speeds are bench.py's business. A run that is done is kept and not repeated, and one that was
-interrupted goes on from its checkpoint: Ctrl-C loses nothing.
+interrupted goes on from its last checkpoint, if it has one.
 """
 
 import csv
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dataset import load_text
+from dataset import load_text, text_settings
 from evaluation.report import print_table
 from support.cli import UserError
 
@@ -40,9 +40,14 @@ class Outcome(NamedTuple):
 
     @property
     def half_interval(self) -> float:
-        """Half of the 95% interval of the mean, by Student's t. Not a number for a single seed."""
-        n = len(self.losses)
-        return float(STUDENT_T[min(n, 10) - 2] * np.std(self.losses, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+        """Half of the 95% interval of the mean. Not a number for a single seed."""
+        return float(half_interval(np.array(self.losses))) if len(self.losses) > 1 else math.nan
+
+
+def half_interval(values: np.ndarray) -> np.ndarray:
+    """Half of the 95% interval of the mean of values (runs, ...) over two runs or more, by Student's t: (...)."""
+    runs = len(values)
+    return STUDENT_T[min(runs, 10) - 2] * values.std(axis=0, ddof=1) / math.sqrt(runs)
 
 
 def compare(recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path) -> dict[str, Outcome]:
@@ -52,12 +57,17 @@ def compare(recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, 
     """
     runs = [(name, seed) for seed in range(seeds) for name in recipes]  # all recipes once, before any has its second seed
     losses = {name: [] for name in recipes}
+    corpora = {}  # by the settings of the text
     began, num_trained = time.monotonic(), 0
     with tqdm(total=len(runs), desc="runs", bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]") as bar:
         for number, (name, seed) in enumerate(runs):
             bar.set_postfix_str(f"{name}, seed {seed}")
             shared = vars(args) | recipes[name] | {"seed": seed}
-            corpus, _ = load_text(Namespace(**shared | {"out_dir": str(folder)}))
+            text_args = Namespace(**shared | {"out_dir": str(folder)})
+            settings = tuple(text_settings(text_args).values())
+            if settings not in corpora:
+                corpora[settings], _ = load_text(text_args)
+            corpus = corpora[settings]
             flags = {key: value for key, value in shared.items() if key not in NOT_SHAPING}
             flags["epochs"] = flags["sample_epochs"] = tokens / len(corpus.train)
             out_dir = folder / run_key(flags, corpus.key)

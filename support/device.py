@@ -47,38 +47,49 @@ TIMED_CALLS = range(3, 8)  # the calls that are timed to estimate this; the firs
 def maybe_compile(loss: Callable, mode: str, steps: int, device: torch.device) -> Callable:
     """The loss of `steps` training steps, through torch.compile if `mode`, the compile line of params.py, says so.
 
-    "auto" compiles on a CPU or a CUDA GPU with a C++ compiler, after some steps, if the rest is worth it.
+    "auto" compiles after some steps, on a CUDA GPU or on a CPU with a C++ compiler, if the rest is worth it.
     """
-    possible = device.type == "cuda" or (device.type == "cpu" and any(map(shutil.which, ("c++", "g++", "clang++"))))
-    if mode == "on" or (mode == "auto" and possible):
-        return CompilingLoss(loss, steps, at_once=mode == "on")
-    return loss
+    return loss if mode == "off" else CompilingLoss(loss, steps, device, at_once=mode == "on")
+
+
+def can_compile(device: torch.device) -> bool:
+    return device.type == "cuda" or (device.type == "cpu" and any(map(shutil.which, ("c++", "g++", "clang++"))))
 
 
 class CompilingLoss:
     """A loss that is computed uncompiled at first, and compiled once that pays. If the compiler fails, it stays uncompiled."""
 
-    def __init__(self, loss: Callable, steps: int, at_once: bool):
+    def __init__(self, loss: Callable, steps: int, device: torch.device, at_once: bool):
         self.uncompiled = self.loss = loss
-        self.steps, self.calls = steps, 0
+        self.steps, self.device, self.calls = steps, device, 0
         self.compile_at = 1 if at_once else TIMED_CALLS.stop
         self.timed_from = 0.0
 
     def __call__(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         self.calls += 1
         if self.calls == TIMED_CALLS.start:
-            self.timed_from = time.monotonic()
+            self.timed_from = self.time_when_done()
         if self.calls == self.compile_at and (self.compile_at == 1 or self.is_worth_compiling()):
             return self.compile_on(input_ids, target_ids)
         return self.loss(input_ids, target_ids)
 
     def is_worth_compiling(self) -> bool:
-        """Whether the rest of the run would take COMPILE_FROM seconds uncompiled. All processes give the same answer."""
-        seconds_per_step = (time.monotonic() - self.timed_from) / len(TIMED_CALLS)
-        seconds = all_reduce_mean(torch.tensor(seconds_per_step * (self.steps - self.calls))).item()
-        if seconds >= COMPILE_FROM:
-            tqdm.write(f"  about {seconds / 60:.0f} minutes to go uncompiled, so the model is compiled, which takes up to a minute")
-        return seconds >= COMPILE_FROM
+        """Whether the rest of the run would take COMPILE_FROM seconds uncompiled, and the model can be compiled here.
+
+        All processes take part, also those on a machine that cannot, and agree on the seconds.
+        """
+        seconds_per_step = (self.time_when_done() - self.timed_from) / len(TIMED_CALLS)
+        seconds = all_reduce_mean(torch.tensor(seconds_per_step * (self.steps - self.calls), device=self.device)).item()
+        if seconds < COMPILE_FROM or not can_compile(self.device):
+            return False
+        tqdm.write(f"  about {seconds / 60:.0f} minutes to go uncompiled, so the model is compiled, which takes up to a minute")
+        return True
+
+    def time_when_done(self) -> float:
+        """The clock, in seconds, once the device has done what it was given: a GPU is handed its work ahead of time."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic()
 
     def compile_on(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
         """Compile the loss for tensors like these, and compute it."""

@@ -130,7 +130,8 @@ class TrainingRun:
             self._time_steps()
             train_loss = self._train_loss()
             rate = self.interval_tokens / self.interval_seconds
-            self.bar_status |= {"loss": f"{train_loss:.3f}", "tokens/s": f"{rate:,.0f}", "left": tqdm.format_interval(self._seconds_left())}
+            left = tqdm.format_interval(self._seconds_left())
+            self.bar_status |= {"loss": f"{train_loss:.3f}", "tokens/s": f"{rate:,.0f}", "left": left}
             self.bar.set_postfix(self.bar_status, refresh=False)
             if not math.isfinite(train_loss):
                 self._end_not_finite("loss", train_loss)
@@ -269,9 +270,8 @@ class TrainingRun:
 
     def _time_steps(self) -> None:
         """Note how long a step took since the last call."""
-        step, now = self.timed_at
-        self.step_seconds.append((time.monotonic() - now) / max(1, self.step - step))
-        self.timed_at = self.step, time.monotonic()
+        (step, then), self.timed_at = self.timed_at, (self.step, time.monotonic())
+        self.step_seconds.append((self.timed_at[1] - then) / max(1, self.step - step))
 
     def _seconds_left(self) -> float:
         """What the rest of the whole run takes. The median of some intervals: compiling and validation fall into few of them."""
@@ -280,9 +280,9 @@ class TrainingRun:
     def _print_estimate(self) -> None:
         """Say once how long the run will take, and how to make it shorter."""
         self.estimate_at = math.inf
-        seconds, tokens = self._seconds_left(), (self.steps - self.step) * self.tokens / self.step
         if self.step == self.steps:
             return
+        seconds, tokens = self._seconds_left(), (self.steps - self.step) * self.tokens / self.step
         line = f"  {tokens:,.0f} tokens to go at {tokens / seconds:,.0f} tokens/s: about {tqdm.format_interval(seconds)}"
         if seconds > 120:
             line += f"; a fifth of that with --epochs {self.identity['epochs'] / 5:g}"

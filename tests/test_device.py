@@ -18,13 +18,12 @@ def test_precision_is_what_was_asked_for():
     assert choose_device("auto")[1] in (torch.float32, torch.bfloat16)
 
 
-def compiled_calls(monkeypatch, seconds_per_step: float, steps: int, mode="auto") -> list[str]:
+def compiled_calls(monkeypatch, seconds_per_step: float, steps: int, mode="auto", compiler="g++") -> list[str]:
     """Which way each of 20 steps goes, where each takes seconds_per_step by the clock."""
     clock = itertools.count(step=seconds_per_step)
     monkeypatch.setattr(support.device.time, "monotonic", lambda: next(clock) / 5)  # it is read twice in five steps
     monkeypatch.setattr(torch, "compile", lambda loss, **_: lambda *batch: "compiled")
-    monkeypatch.setattr(support.device.shutil, "which", lambda name: name)
-    monkeypatch.setattr(support.device, "COMPILE_FROM", COMPILE_FROM)
+    monkeypatch.setattr(support.device.shutil, "which", lambda name: compiler)
     loss = maybe_compile(lambda *batch: "uncompiled", mode, steps, CPU)
     return [loss(None, None) for _ in range(20)]
 
@@ -37,6 +36,7 @@ def test_the_model_is_compiled_once_the_rest_of_the_run_is_long(monkeypatch, cap
     assert calls[0] == "uncompiled" and calls[-1] == "compiled" and calls == sorted(calls, reverse=True)
     assert "about 6 minutes to go uncompiled" in capsys.readouterr().out
     assert set(compiled_calls(monkeypatch, one_step, many, "off")) == {"uncompiled"}
+    assert set(compiled_calls(monkeypatch, one_step, many, compiler=None)) == {"uncompiled"}
     assert set(compiled_calls(monkeypatch, one_step, few, "on")) == {"compiled"}
 
 
