@@ -109,8 +109,9 @@ class Scorer:
 
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             # WORD_END is the last id, so nothing scored depends on what the model reads there
-            logits = self.model(ids[:, :-1].clamp(min=0))
-        logits, targets = logits[scored], ids[:, 1:][scored]  # (N, V), (N,)
+            x = self.model.residual(ids[:, :-1].clamp(min=0))  # (B, T, D)
+            logits = self.model.logits(x[scored])  # (N, V): where nothing is scored, none are needed
+        targets = ids[:, 1:][scored]  # (N,)
         if logits.dtype != torch.float64:
             logits = logits.float()
         losses = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")

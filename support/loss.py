@@ -15,7 +15,7 @@ class OutputLoss(torch.autograd.Function):
     """The mean of -log softmax(x W^T)[target] over the rows of x, and its gradients for x and W.
 
     With P = softmax(x W^T), Y = 1 at the targets and 0 elsewhere, and N rows, the gradient for the logits is (P - Y) / N. So
-    that for x is (P - Y) W / N, and that for W is (P - Y)^T x / N: both are ready before backward() asks for them.
+    that for x is (P - Y) W / N, and that for W is (P - Y)^T x / N. Both products are ready before backward() asks for them.
     """
 
     @staticmethod
@@ -30,17 +30,18 @@ class OutputLoss(torch.autograd.Function):
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
             total = total + (log_sum - logits.gather(1, target)).sum()
             if with_gradients:
-                logits_grad = (logits - log_sum).exp().scatter_add(1, target, -torch.ones_like(log_sum)) / N  # (P - Y) / N
-                logits_grad = logits_grad.to(x.dtype)
-                x_grad[start : start + chunk_rows] = logits_grad @ W
-                weight_grad += logits_grad.T @ rows
-        ctx.save_for_backward(x_grad, weight_grad)
+                difference = (logits - log_sum).exp().scatter_add(1, target, -torch.ones_like(log_sum)).to(x.dtype)  # P - Y
+                x_grad[start : start + chunk_rows] = difference @ W
+                weight_grad += difference.T @ rows
+        ctx.save_for_backward(x_grad, weight_grad)  # N times the gradients
+        ctx.N = N
         return total / N
 
     @staticmethod
     def backward(ctx, loss_grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x_grad, weight_grad = ctx.saved_tensors
-        return x_grad * loss_grad, weight_grad * loss_grad, None, None, None
+        scale = loss_grad / ctx.N
+        return x_grad * scale, weight_grad * scale, None, None, None
 
 
 class TrainingLoss(nn.Module):
