@@ -10,6 +10,7 @@ function draw() {
   draw_prediction();
   draw_maps();
   draw_stream(lens);
+  draw_chosen_head();
   clearTimeout(drawing_timer);
   clearTimeout(hiding_timer);
   drawing_timer = setTimeout(draw_slow_sections, 200);

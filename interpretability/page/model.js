@@ -108,9 +108,10 @@ class LLM {
    * Read ids into the cache. Only the tokens from the first difference on are computed.
    *
    * ablated[layer][head]: whether a head adds nothing; [layer][H] stands for the MLP. A cache is for one such choice.
-   * masked: a position that no later token may attend to. Throws RangeError beyond max_seq_len.
+   * masked: a position that no later token may attend to. patch: {layer, head, from}, a head whose mixed values
+   * come from another cache, at all positions; head H stands for the MLP. Throws RangeError beyond max_seq_len.
    */
-  forward(ids, cache, ablated = [], masked = Infinity) {
+  forward(ids, cache, ablated = [], masked = Infinity, patch = null) {
     if (ids.length > this.max_seq_len) {
       throw new RangeError(`${ids.length} tokens do not fit into ${this.max_seq_len}`);
     }
@@ -137,11 +138,15 @@ class LLM {
     this.blocks.forEach((block, n) => {
       const layer = cache.layers[n];
       const attention_input = rms_norm(x, block.attention_norm);
-      const attention = this.attention(block, layer, attention_input, start, ablated[n] ?? [], masked);
+      const patched = patch?.layer === n ? { head: patch.head, from: patch.from.layers[n] } : null;
+      const attention = this.attention(block, layer, attention_input, start, ablated[n] ?? [], masked, patched);
       record(layer.attention, attention);
       add_to_stream(attention);
       const mlp = this.mlp(block, layer, rms_norm(x, block.mlp_norm), start);
       if (ablated[n]?.[this.num_heads]) mlp.fill(0);
+      if (patched?.head === this.num_heads) {
+        for (let t = 0; t < T; t++) mlp.set(patched.from.mlp[start + t], t * D);
+      }
       record(layer.mlp, mlp);
       add_to_stream(mlp);
       record(layer.residual, x);
@@ -155,7 +160,7 @@ class LLM {
   }
 
   /** softmax(Q Kᵀ / √d) V for the T tokens from `start` on, each with the keys up to its own: (T, D) to (T, D). */
-  attention(block, layer, x, start, ablated, masked) {
+  attention(block, layer, x, start, ablated, masked, patched) {
     const { d_model: D, num_heads: H, head_size: d } = this;
     const T = x.length / D;
     const qkv = linear(x, block.qkv_proj, D); // (T, 3 D)
@@ -175,6 +180,10 @@ class LLM {
         const weights = softmax(scores);
         layer.weights[position][h] = weights;
         if (ablated[h]) continue; // its mixed values stay 0
+        if (patched?.head === h) {
+          mixed.set(patched.from.mixed[position].subarray(h * d, (h + 1) * d), h * d);
+          continue;
+        }
         for (let s = 0; s <= position; s++) {
           const value = layer.v[s];
           const weight = weights[s];

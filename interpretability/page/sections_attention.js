@@ -46,19 +46,21 @@ function draw_maps() {
   if (focused) grid.querySelector(`[aria-label="${focused_label}"]`).focus({ preventScroll: true });
 }
 
+/** Choose a head, for all sections. */
+function choose_head(layer, head) {
+  state.layer = layer;
+  state.head = head;
+  draw();
+}
+
 /** A small map, which chooses its head when it is clicked. */
 function map_button(layer, head) {
-  const select = () => {
-    state.layer = layer;
-    state.head = head;
-    draw();
-  };
   const attributes = {
     class: state.ablated[layer][head] ? "ablated" : "",
     "aria-pressed": String(layer === state.layer && head === state.head),
     title: head_name(layer, head),
     "aria-label": head_name(layer, head),
-    onclick: select,
+    onclick: () => choose_head(layer, head),
   };
   return el("button", attributes, draw_map(layer, head));
 }

@@ -1,5 +1,5 @@
 "use strict";
-// Sections 7 and 8: which earlier tokens a prediction uses, what the heads do on average, how a word is inflected.
+// Section 7: which earlier tokens a prediction uses, and what the heads do on average.
 
 // 7. How context is captured
 
@@ -73,98 +73,4 @@ function head_lines(head_scores, ablation) {
   }
   lines.push(["uniform attention", "", ...scores.map(({ uniform }) => format_number(uniform))]);
   return lines;
-}
-
-// 8. Case endings
-
-const cases_parts = add_section(
-  "cases",
-  "8. Case endings",
-  "In Russian, a word's ending shows its role in the sentence, and a preposition or an adjective before it " +
-    "decides which ending is right. Here are two texts that differ in one word, and another word with its " +
-    "possible endings: how likely is each ending after each text? Below are the heads whose outputs differ " +
-    "most between the two texts, and what each of them attends to.",
-  "p(ending) = product of p(token | text) over the word's tokens, as a share of all endings here; |h(left) − " +
-    `h(right)|, where h (${D},) is the output of a head`,
-  "fields",
-  "two",
-  "changed",
-);
-
-// What is in the fields; the endings are separated by spaces
-const compared = {
-  left: "Он пришёл в",
-  right: "Он пришёл к",
-  word: "больш",
-  endings: "ой ом ому ого ую ая ие их им ими",
-};
-let cases_timer; // of the drawing after typing
-let cases_model; // the model that the section shows
-
-for (const [name, value] of Object.entries(compared)) {
-  const oninput = (event) => {
-    compared[name] = event.target.value;
-    clearTimeout(cases_timer);
-    cases_timer = setTimeout(draw_cases, 300);
-  };
-  cases_parts.fields.append(el("label", {}, name, el("input", { value, dir: "auto", oninput })));
-}
-
-/** The share of each ending of a word after a text, the likeliest first: [{ending, p}]. */
-function endings(text, word, list) {
-  const form_cache = new Cache(L);
-  const start = tokenizer.encode_prompt(text).length;
-  const log_probabilities = list.map((ending) => {
-    const ids = tokenizer.encode_prompt(`${text} ${word}${ending}`).map(({ id }) => id);
-    if (ids.length > max_seq_len) return -Infinity;
-    model.forward(ids, form_cache);
-    let sum = 0;
-    for (let at = start; at < ids.length; at++) {
-      const p = softmax(model.predict(form_cache, at - 1));
-      sum += Math.log(p[ids[at]]);
-    }
-    return sum;
-  });
-  const shares = softmax(log_probabilities);
-  return list.map((ending, i) => ({ ending, p: shares[i] })).sort((a, b) => b.p - a.p);
-}
-
-function draw_cases() {
-  cases_model = model;
-  const list = [...new Set(compared.endings.split(/\s+/).filter(Boolean))].slice(0, 12);
-  const sides = [compared.left, compared.right].map((text) => {
-    const ids = tokenizer.encode_prompt(text).map(({ id }) => id).slice(0, max_seq_len);
-    const side_cache = model.forward(ids, new Cache(L));
-    return { text, ids, at: ids.length - 1, cache: side_cache, shares: endings(text, compared.word, list) };
-  });
-  const columns = sides.map(({ text, shares }) => {
-    const lines = shares.map(({ ending, p }) => ["-" + ending, format_percent(p), bar(p)]);
-    return el("div", {}, el("p", {}, `${text} ${compared.word}…`), table(lines, 10));
-  });
-  cases_parts.two.replaceChildren(...columns);
-
-  const changed = changed_heads(sides).slice(0, 6);
-  const lines = changed.map(({ name, difference, attends_to }) => {
-    return [name, format_number(difference), bar(difference / changed[0].difference), ...attends_to];
-  });
-  const head = ["head", "differs by", "", "left attends most to", "right attends most to"];
-  cases_parts.changed.replaceChildren(box("heads that changed", 0, table(lines, 6, head)));
-}
-
-/** All heads, sorted by how much their outputs after the two texts differ: [{name, difference, attends_to}]. */
-function changed_heads(sides) {
-  const changed = [];
-  for (let n = 0; n < L; n++) {
-    for (let h = 0; h < H; h++) {
-      const block = model.blocks[n];
-      const [left, right] = sides.map((side) => model.head_output(block, side.cache.layers[n], h, side.at));
-      const attends_to = sides.map((side) => {
-        const weights = side.cache.layers[n].weights[side.at][h];
-        const most = weights.indexOf(Math.max(...weights));
-        return `${tokenizer.label(side.ids[most])} ${format_percent(weights[most])}`;
-      });
-      changed.push({ name: head_name(n, h), difference: norm(left.map((x, i) => x - right[i])), attends_to });
-    }
-  }
-  return changed.sort((a, b) => b.difference - a.difference);
 }
