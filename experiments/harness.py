@@ -2,18 +2,21 @@
 
 A recipe is a dict of hyperparameters that differ from params.py. The loss after a number of tokens does not depend on how busy
 the machine is; seconds do, so speeds are bench.py's business. A run that is done is kept and not repeated, and one that was
-interrupted goes on from its last checkpoint, if it has one.
+interrupted goes on from its last checkpoint, if it has one. The same command started twice shares the runs out: each process
+trains what the other is not training.
 """
 
 import csv
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,17 +25,20 @@ from tqdm import tqdm
 
 from dataset import load_text, text_settings
 from evaluation.report import print_table
+from support.checkpoint import lock_folder
 from support.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # its 97.5% point, for 2 to 10 runs
 NOT_SHAPING = {"out_dir", "given"}  # what the result of a run does not depend on
+TRAINED_ELSEWHERE = "another run is training"  # the error of lock_folder()
 
 
 class Outcome(NamedTuple):
-    """Of one recipe, over its seeds: the last validation loss, nats per token."""
+    """Of one recipe, over its seeds: the last validation loss, nats per token, and the folder of the run."""
 
     losses: list[float]
+    folders: Sequence[Path] = ()
 
     @property
     def mean(self) -> float:
@@ -50,68 +56,98 @@ def half_interval(values: np.ndarray) -> np.ndarray:
     return STUDENT_T[min(runs, 10) - 2] * values.std(axis=0, ddof=1) / math.sqrt(runs)
 
 
-def compare(recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path) -> dict[str, Outcome]:
+def compare(
+    recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path,
+    may_diverge: bool = False, tokens_to_come: int = 0,
+) -> dict[str, Outcome]:  # fmt: skip
     """Train every recipe with seeds 0 to seeds - 1 on about `tokens` tokens. Returns the outcome of each, by its name.
 
-    args are the hyperparameters that all share. Raises UserError if a run fails.
+    args are the hyperparameters that all share; a recipe may have its own "tokens". The time left that is shown includes
+    tokens_to_come, of later calls. Raises UserError if a run fails; with may_diverge, one that diverges has the loss inf.
     """
     runs = [(name, seed) for seed in range(seeds) for name in recipes]  # all recipes once, before any has its second seed
-    losses = {name: [] for name in recipes}
+    folders = {name: [None] * seeds for name in recipes}
     corpora = {}  # by the settings of the text
-    began, num_trained = time.monotonic(), 0
+    began, tokens_trained, time_left = time.time(), 0, "?"
+    tokens_left = sum(recipes[name].get("tokens", tokens) for name, _ in runs) + tokens_to_come
     with tqdm(total=len(runs), desc="runs", bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]") as bar:
-        for number, (name, seed) in enumerate(runs):
-            bar.set_postfix_str(f"{name}, seed {seed}")
-            shared = vars(args) | recipes[name] | {"seed": seed}
+        while runs:
+            name, seed = runs.pop(0)
+            bar.set_postfix_str(f"{name}, seed {seed}, left {time_left}")
+            shared = vars(args) | {"tokens": tokens} | recipes[name] | {"seed": seed}
             text_args = Namespace(**shared | {"out_dir": str(folder)})
             settings = tuple(text_settings(text_args).values())
             if settings not in corpora:
                 corpora[settings], _ = load_text(text_args)
             corpus = corpora[settings]
             flags = {key: value for key, value in shared.items() if key not in NOT_SHAPING}
-            flags["epochs"] = flags["sample_epochs"] = tokens / len(corpus.train)
+            run_tokens = flags.pop("tokens")
+            flags["epochs"] = flags["sample_epochs"] = run_tokens / len(corpus.train)
             out_dir = folder / run_key(flags, corpus.key)
-            num_trained += not is_finished(out_dir)
-            losses[name].append(final_loss(train(out_dir, flags)))
-            seconds_per_run = (time.monotonic() - began) / max(1, num_trained)
-            bar.set_postfix_str(f"left {tqdm.format_interval(seconds_per_run * (len(runs) - number - 1))}", refresh=False)
+            try:
+                folders[name][seed] = train(out_dir, flags)
+            except UserError as error:
+                if TRAINED_ELSEWHERE not in str(error):
+                    raise
+                runs.append((name, seed))  # look again when all others are done
+                time.sleep(5)
+                continue
+            if math.isinf(final_loss(out_dir)) and not may_diverge:
+                raise UserError(f"a run failed: {finished_file(out_dir).read_text(encoding='utf-8')}")
+            tokens_trained += run_tokens if finished_file(out_dir).stat().st_mtime > began else 0  # here, or elsewhere
+            tokens_left -= run_tokens
+            if tokens_trained:
+                time_left = tqdm.format_interval((time.time() - began) / tokens_trained * tokens_left)
             bar.update()
-    return {name: Outcome(values) for name, values in losses.items()}
+    return {name: Outcome([final_loss(out_dir) for out_dir in done], done) for name, done in folders.items()}
 
 
 def run_key(flags: dict, text_key: str) -> str:
     """The name of a run's folder: it changes with everything that the run's result depends on."""
     code = [(ROOT / name).read_text(encoding="utf-8") for name in ("llm.py", "train.py")]
+    if "model" in flags:  # what is in the file counts, not where it is
+        flags = flags | {"model": Path(flags["model"]).read_text(encoding="utf-8")}
     return hashlib.blake2b(json.dumps([flags, text_key, code], sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def is_finished(out_dir: Path) -> bool:
-    return (out_dir / "finished").exists()
+def finished_file(out_dir: Path) -> Path:
+    """The file that marks a run as done. It is empty, or holds the error of a run that diverged."""
+    return out_dir / "finished"
 
 
 def train(out_dir: Path, flags: dict) -> Path:
-    """Run train.py with these flags in out_dir, unless that was done. Raises UserError with its last line if it fails."""
-    if is_finished(out_dir):
+    """Run train.py with these flags in out_dir, unless that was done. Raises UserError with its last line if it fails.
+
+    A run whose loss ceases to be finite is done, too: it would end so again.
+    """
+    if finished_file(out_dir).exists():
         return out_dir
     out_dir.mkdir(parents=True, exist_ok=True)
     cache = out_dir.parent / "cache"  # the tokens of the text, shared by all runs
-    if cache.exists() and not (out_dir / "cache").exists():
-        shutil.copytree(cache, out_dir / "cache")
+    with lock_folder(out_dir):  # only for the copy: train.py locks the folder itself
+        if cache.exists() and not (out_dir / "cache").exists():
+            shutil.copytree(cache, out_dir / "cache", ignore=shutil.ignore_patterns("making-*"))
     command = [sys.executable, ROOT / "train.py", "--out_dir", out_dir, *(f"--{name}={value}" for name, value in flags.items())]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
-    shutil.rmtree(out_dir / "cache", ignore_errors=True)
     if done.returncode in (130, -2) or "ended early" in done.stdout:
         raise KeyboardInterrupt
-    if done.returncode:
+    diverged = re.search(r"loss at step \d+ is (nan|-?inf);.*", done.stderr)
+    if done.returncode and not diverged:
         raise UserError(f"a run failed: {done.stderr.strip().splitlines()[-1]}")
-    (out_dir / "finished").touch()
+    shutil.rmtree(out_dir / "cache", ignore_errors=True)
+    finished_file(out_dir).write_text(diverged[0] if diverged else "", encoding="utf-8")
     return out_dir
 
 
-def final_loss(out_dir: Path) -> float:
-    """The validation loss in the last row of a run's log, nats per token."""
+def last_row(out_dir: Path) -> dict[str, float]:
+    """The last row of a run's training_log.csv."""
     with open(out_dir / "training_log.csv", encoding="utf-8") as file:
-        return float(list(csv.DictReader(file))[-1]["val_loss"])
+        return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
+
+
+def final_loss(out_dir: Path) -> float:
+    """The last validation loss of a run, nats per token; inf if it diverged."""
+    return math.inf if finished_file(out_dir).stat().st_size else last_row(out_dir)["val_loss"]
 
 
 def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
