@@ -31,9 +31,9 @@ class BlockWeights(NamedTuple):
 
 
 def fastest_step(model: LLM, batch_size: int) -> Callable[[Tensor, Cache], Tensor] | None:
-    """The step to give to model.generate() for a batch of this size. None: its own is the fastest, or the model is another."""
+    """The step to give to model.generate() for a batch of this size. None: its own is faster, or the only one."""
     weight = model.embedding.weight
-    if type(model) is not LLM:  # numpy_step() computes what llm.py does, and a reader's or an altered LLM does something else
+    if type(model) is not LLM:  # numpy_step() is written for llm.py; a changed model computes something else
         return None
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or batch_size > MOST_SEQUENCES:
         return None

@@ -77,7 +77,8 @@ function endings(text, word, list) {
     }
     return sum;
   });
-  const shares = softmax(log_probabilities);
+  const none_fits = log_probabilities.every((value) => value === -Infinity);
+  const shares = none_fits ? list.map(() => 0) : softmax(log_probabilities);
   return list.map((ending, i) => ({ ending, p: shares[i] })).sort((a, b) => b.p - a.p);
 }
 

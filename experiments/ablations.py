@@ -1,0 +1,181 @@
+"""What does each part of a transformer buy, in loss and in grammar?  python -m experiments.ablations
+
+Trains the model of llm.py, and again with one part left out at a time, each at the best of three learning rates. Prints
+a table, and writes ablations.json and ablations.png to out_dir. The runs are kept in out_dir/ablations: one that is done
+is not repeated, and the same command started twice shares them out. The changed models are files there, too, and
+python train.py --model FILE  trains one alone.
+"""
+
+import hashlib
+import inspect
+import json
+import math
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from corpus.token_files import Corpus
+from corpus.tokenizer import decode_sentences
+from dataset import load_text
+from evaluation.case_endings import evaluate_cases
+from evaluation.minimal_pairs import Pair, evaluate_pairs, load_pairs
+from evaluation.report import print_table
+from evaluation.samples import TEMPERATURES, evaluate_samples
+from evaluation.scoring import Scorer
+from experiments.ablated_models import ABLATIONS, WHOLE, write_model
+from experiments.harness import ROOT, Outcome, compare, last_row
+from llm import LLM
+from support.checkpoint import PARAMETERS, read_torch_file
+from support.cli import UserError, atomic_write, check, make_parser, parse_args, run_script
+from support.device import choose_device
+from support.model_class import model_class
+
+# For all runs, unless a flag says otherwise. They have a few hundred steps and need the longer warm-up.
+RECIPE = {"warmup": 0.15, "eval_windows": 512, "eval_every": 10**9, "snapshots": 0}  # one validation, at the end
+RATES = (0.5, 1, 2)  # times --learning_rate. Each model is trained at the one that is best for its seed 0
+MOST_SENTENCES, MOST_PAIRS = 450, 2000  # that grammar is measured on; of more, an even sample
+RESULTS, PICTURE = "ablations.json", "ablations.png"
+FORMS = {"nats": ".3f", "difference": "+.3f", "bits/char": ".3f", "case endings": ".1%", "real words": ".1%"}
+FORMS |= {"minimal pairs": ".1%"}  # the columns of the table
+
+
+def train_all(recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path) -> tuple[dict, dict]:
+    """Train each model with seed 0 at every rate, and with all seeds at the rate that was best.
+
+    Returns the losses of each model by the rate, and the outcomes at the best one.
+    """
+    rates = [factor * args.learning_rate for factor in RATES]
+    tried = {f"{name}, rate {rate:g}": recipes[name] | {"learning_rate": rate} for name in recipes for rate in rates}
+    to_come = tokens * (seeds - 1) * len(recipes)
+    outcomes = compare(tried, 1, tokens, args, folder, may_diverge=True, tokens_to_come=to_come)
+    losses = {name: {rate: outcomes[f"{name}, rate {rate:g}"].losses[0] for rate in rates} for name in recipes}
+    best = {name: recipes[name] | {"learning_rate": min(losses[name], key=losses[name].get)} for name in recipes}
+    return losses, compare(best, seeds, tokens, args, folder, may_diverge=True)
+
+
+def measure(run: Path, recipe: dict, corpus: Corpus, pairs: list[Pair], args: Namespace) -> dict[str, float]:
+    """The figures of a run's model, and its number of parameters. They are kept in the folder of the run."""
+    code = [path.read_text(encoding="utf-8") for path in (Path(__file__), *sorted((ROOT / "evaluation").glob("*.py")))]
+    key = hashlib.blake2b(json.dumps([code, pairs]).encode(), digest_size=8).hexdigest()
+    kept = run / f"figures-{key}.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    state, log = read_torch_file(run / PARAMETERS), last_row(run)
+    sizes = {name: state["_extra_state"][name] for name in inspect.signature(LLM).parameters}
+    model = model_class(Namespace(**recipe))(**sizes).eval()  # of the class that train.py trained
+    model.load_state_dict(state)
+    device, dtype = choose_device(args.precision)
+    scorer = Scorer(model.to(device), corpus.tokenizer, dtype)
+    held_out = even_sample(decode_sentences(corpus.tokenizer, corpus.val.tolist()), MOST_SENTENCES)
+    figures = {"parameters": sum(map(Tensor.numel, model.parameters()))}
+    figures |= {"nats": log["val_loss"], "bits/char": log["bits_per_char"]}
+    figures["case endings"] = evaluate_cases(scorer, held_out)["overall"].get("accuracy", 0.0)
+    figures["real words"] = evaluate_samples(scorer, [], [], args.seed)[str(TEMPERATURES[0])]["known"]
+    if pairs:
+        figures["minimal pairs"] = evaluate_pairs(scorer, pairs)["overall"]["accuracy"]
+    with atomic_write(kept) as temporary:
+        temporary.write_text(json.dumps(figures), encoding="utf-8")
+    return figures
+
+
+def even_sample(items: list, count: int) -> list:
+    return items[:: math.ceil(len(items) / count)]
+
+
+def measure_all(outcomes: dict[str, Outcome], measure_run: Callable[[str, Path], dict]) -> dict[str, dict[str, list]]:
+    """The figures of each model, a value for each seed; none if one of its runs diverged.
+
+    "difference" is how many nats it is above the whole model with the same seed, which varies less than either of them.
+    """
+    finite = [(name, run) for name, outcome in outcomes.items() if math.isfinite(outcome.mean) for run in outcome.folders]
+    figures = {name: defaultdict(list) for name in outcomes}
+    for name, run in tqdm(finite, "measured", smoothing=0, dynamic_ncols=True):
+        for figure, value in measure_run(name, run).items():
+            figures[name][figure].append(value)
+    for each in figures.values():
+        if each:
+            each["difference"] = [a - b for a, b in zip(each["nats"], figures[WHOLE]["nats"])]
+    return figures
+
+
+def cell(figure: str, values: list[float]) -> str:
+    """The mean over the seeds with its 95% interval. A difference says if that holds 0, so that none is shown."""
+    outcome, form = Outcome(values), FORMS[figure]
+    if len(values) == 1:
+        return f"{outcome.mean:{form}}"
+    holds_0 = figure == "difference" and abs(outcome.mean) <= outcome.half_interval
+    return f"{outcome.mean:{form}} ± {outcome.half_interval:{form.lstrip('+')}}" + " holds 0" * holds_0
+
+
+def print_models(title: str, losses: dict[str, dict[float, float]], figures: dict[str, dict[str, list]]) -> None:
+    """A row for each model. A rate with a star is the lowest or highest of those tried: a better one may lie beyond."""
+    shown, rows = [name for name in FORMS if name in figures[WHOLE]], []
+    for name, by_rate in losses.items():
+        rate = min(by_rate, key=by_rate.get)
+        star = "*" if rate in (min(by_rate), max(by_rate)) else ""
+        cells = [cell(figure, figures[name][figure]) if figures[name] else "diverged" for figure in shown]
+        cells = ["" if name == WHOLE and figure == "difference" else each for figure, each in zip(shown, cells)]
+        rows.append((name, figures[name]["parameters"][0] if figures[name] else "", f"{rate:g}{star}", *cells))
+    print_table(title, ("", "parameters", "rate", *shown), rows)
+
+
+def draw(title: str, figures: dict[str, dict[str, list]], path: Path) -> None:
+    """The differences to the whole model, as dots with their intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    differences = {name: each["difference"] for name, each in figures.items() if each and name != WHOLE}
+    picture, axes = plt.subplots(figsize=(10, 6), layout="constrained")
+    for name, values in differences.items():
+        reach = Outcome(values).half_interval if len(values) > 1 else None
+        label = f"{name}\n{cell('difference', values)}"
+        axes.errorbar(Outcome(values).mean, label, xerr=reach, fmt="o", capsize=4, color="tab:blue")
+    axes.axvline(0, color="gray", linewidth=1)
+    axes.invert_yaxis()
+    axes.set(title=title, xlabel=f"nats a token more than {WHOLE}, with 95% intervals")
+    with atomic_write(path) as temporary:
+        picture.savefig(temporary, format="png", dpi=100)
+    plt.close(picture)
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--tokens", type=int, default=750_000, help="tokens that a run trains on [750000]")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each model at its best rate [3]")
+    parser.add_argument("--pairs", help="minimal pairs: a file or a data set of the hub, as for evaluate.py")
+    args = parse_args(parser)
+    check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
+    pairs = even_sample(load_pairs(args.pairs), MOST_PAIRS) if args.pairs else []
+    tokens, seeds, out_dir = args.tokens, args.seeds, Path(args.out_dir)
+    del args.tokens, args.seeds, args.pairs
+    vars(args).update({name: value for name, value in RECIPE.items() if name not in args.given})
+    folder = out_dir / "ablations"  # of the runs
+    folder.mkdir(parents=True, exist_ok=True)
+
+    recipes = {name: write_model(change, folder) for name, change in ABLATIONS.items()}
+    losses, outcomes = train_all(recipes, seeds, tokens, args, folder)
+    if math.isinf(outcomes[WHOLE].mean):
+        raise UserError(f"{WHOLE} diverges: try a smaller --learning_rate")
+    corpus, _ = load_text(Namespace(**vars(args) | {"out_dir": str(folder)}))
+    figures = measure_all(outcomes, lambda name, run: measure(run, recipes[name], corpus, pairs, args))
+
+    title = f"One part left out, after {tokens:,} tokens: mean of {seeds} seeds, 95% interval"
+    result = {"title": title, "figures": figures, "loss_by_rate": {}}
+    for name, by_rate in losses.items():
+        finite_losses = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in by_rate.items()}
+        result["loss_by_rate"][name] = finite_losses
+    with atomic_write(out_dir / RESULTS) as temporary:
+        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+    print_models(title, losses, figures)
+    draw(title, figures, out_dir / PICTURE)
+    print(f"\nthe results are in {out_dir / RESULTS} and {out_dir / PICTURE}")
+
+
+if __name__ == "__main__":
+    run_script(main)
