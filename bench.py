@@ -94,7 +94,7 @@ def our_steps(args, compiled=True, count=STEPS, precision="auto", **changed):
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
     loss = maybe_compile(TrainingLoss(model, device, dtype), "on" if compiled else "off", count, device)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(args.adam_beta1, args.adam_beta2), fused=True)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 
     def steps():

@@ -98,7 +98,7 @@ def train(
     rank: int = 0, world_size: int = 1,
 ) -> str | None:  # fmt: skip
     """Train, or go on from the checkpoint, and save the weights. Returns the name of the signal that ended it early, if any."""
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, args.adam_beta2), fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), betas=(args.adam_beta1, args.adam_beta2), fused=True)
     per_epoch = steps_in_epoch(corpus.train, args.max_seq_len, args.batch_size)
     with TrainingRun(model, optimizer, corpus, args, epochs, per_epoch, rank, world_size) as run:
         loss_of = data_parallel(TrainingLoss(model, device, dtype), device)

@@ -1,6 +1,6 @@
 """Which training recipe is best at equal tokens?  python -m experiments.recipes --tokens 300000 --seeds 3
 
-Each recipe changes one hyperparameter of params.py. The table shows the validation loss, its 95% interval, and the difference to
+Each recipe changes params.py in one respect. The table shows the validation loss, its 95% interval, and the difference to
 params.py seed by seed: a difference whose interval holds 0 shows nothing.
 """
 
@@ -13,9 +13,14 @@ RECIPES = {
     "params.py": {},
     "batches of half the size": {"batch_size": lambda args: max(1, args.batch_size // 2)},
     "batches of twice the size": {"batch_size": lambda args: 2 * args.batch_size},
+    "... and Adam forgets after as many tokens": {  # arXiv:2507.07101
+        "batch_size": lambda args: 2 * args.batch_size,
+        "adam_beta2": lambda args: args.adam_beta2**2,
+    },
     "rate x 1.5": {"learning_rate": lambda args: 1.5 * args.learning_rate},
     "rate / 1.5": {"learning_rate": lambda args: args.learning_rate / 1.5},
-    "beta2 0.99": {"adam_beta2": lambda args: 0.99},
+    "beta1 0.9": {"adam_beta1": lambda args: 0.9},
+    "beta2 0.95": {"adam_beta2": lambda args: 0.95},
     "warm-up 0.15": {"warmup": lambda args: 0.15},
     "decay 0.9": {"decay": lambda args: 0.9},
 }
