@@ -48,7 +48,7 @@ def percent(part: dict) -> str:
 
 def cell_text(value: float | int | str) -> str:
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.3f}" if abs(value) < 1e6 else f"{value:.1e}"
     return f"{value:,}" if isinstance(value, int) else value
 
 
