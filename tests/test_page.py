@@ -184,6 +184,11 @@ def test_nothing_jumps_while_typing(page):
     assert places[0] == places[1]
 
 
+def test_charts_are_large_enough_to_read(page):
+    heights = page.execute_script("return Array.from(document.querySelectorAll('.chart'), (chart) => chart.clientHeight)")
+    assert len(heights) == 2 and min(heights) > 100
+
+
 def test_a_hostile_prompt_shows_as_text(browser, model, tokenizer, tmp_path):
     browser.get(written(model, tokenizer, tmp_path, HOSTILE).as_uri())
     assert browser.find_element("id", "text").get_attribute("value") == HOSTILE
