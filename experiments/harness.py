@@ -1,4 +1,4 @@
-"""Compares recipes at equal tokens: runs train.py for each recipe and seed, and tabulates the loss with its interval.
+"""Compares recipes at equal tokens: runs train.py for each recipe and seed.
 
 A recipe is a dict of hyperparameters that differ from params.py. The loss after a number of tokens does not depend on how busy
 the machine is; seconds do, so speeds are bench.py's business. A run that is done is kept and not repeated, and one that was
@@ -24,7 +24,6 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import load_text, text_settings
-from evaluation.report import print_table
 from support.checkpoint import lock_folder
 from support.cli import UserError
 
@@ -148,14 +147,3 @@ def last_row(out_dir: Path) -> dict[str, float]:
 def final_loss(out_dir: Path) -> float:
     """The last validation loss of a run, nats per token; inf if it diverged."""
     return math.inf if finished_file(out_dir).stat().st_size else last_row(out_dir)["val_loss"]
-
-
-def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
-    """A table, the first recipe being what the others are compared with."""
-    base = next(iter(outcomes.values()))
-    rows = []
-    for name, outcome in outcomes.items():
-        differences = Outcome([a - b for a, b in zip(outcome.losses, base.losses)])  # seed by seed: less noise
-        shown = "" if outcome is base else f"{differences.mean:+.3f} ± {differences.half_interval:.3f}"
-        rows.append((name, f"{outcome.mean:.3f} ± {outcome.half_interval:.3f}", shown, len(outcome.losses)))
-    print_table(title, ("", "nats a token", "difference", "seeds"), rows)

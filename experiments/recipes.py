@@ -6,7 +6,8 @@ params.py seed by seed: a difference whose interval holds 0 shows nothing.
 
 from pathlib import Path
 
-from experiments.harness import compare, print_outcomes
+from evaluation.report import print_table
+from experiments.harness import Outcome, compare
 from support.cli import check, make_parser, parse_args, run_script
 
 RECIPES = {
@@ -24,6 +25,17 @@ RECIPES = {
     "warm-up 0.15": {"warmup": lambda args: 0.15},
     "decay 0.9": {"decay": lambda args: 0.9},
 }
+
+
+def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
+    """A table, the first recipe being what the others are compared with."""
+    base = next(iter(outcomes.values()))
+    rows = []
+    for name, outcome in outcomes.items():
+        differences = Outcome([a - b for a, b in zip(outcome.losses, base.losses)])  # seed by seed: less noise
+        shown = "" if outcome is base else f"{differences.mean:+.3f} ± {differences.half_interval:.3f}"
+        rows.append((name, f"{outcome.mean:.3f} ± {outcome.half_interval:.3f}", shown, len(outcome.losses)))
+    print_table(title, ("", "nats a token", "difference", "seeds"), rows)
 
 
 def main() -> None:

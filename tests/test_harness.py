@@ -6,7 +6,8 @@ import pytest
 from helpers import ARTICLES, write_articles
 from scipy import stats
 
-from experiments.harness import Outcome, compare, print_outcomes
+from experiments.harness import Outcome, compare
+from experiments.recipes import print_outcomes
 from support.cli import UserError, make_parser, parse_args
 
 TINY = "--d_model 16 --num_heads 1 --num_layers 1 --max_seq_len 16 --vocab_size 300 --batch_size 4 --snapshots 0".split()
