@@ -25,10 +25,10 @@ class TableModel(LLM):
     def residual(self, input_ids, cache=None):
         if cache:
             cache.length += input_ids.shape[1]
-        return input_ids
+        return input_ids[..., None]  # (B, T, 1)
 
     def logits(self, x):
-        return self.table[x]
+        return self.table[x[..., 0]]
 
 
 def table_model(tokenizer: Tokenizer, *following: tuple[str, str, float], max_seq_len: int = 16) -> TableModel:

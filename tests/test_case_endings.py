@@ -66,14 +66,17 @@ class Likes(LLM):
     def __init__(self, tokenizer, pairs: dict[tuple[str, str], float]):
         size = tokenizer.get_vocab_size()
         super().__init__(size, 8, 1, 1, 32)
-        self.logits = torch.zeros(size, size)
+        self.table = torch.zeros(size, size)
         for (before, after), value in pairs.items():
             a, b = tokenizer.encode(" " + before).ids, tokenizer.encode(" " + after).ids
             assert len(a) == len(b) == 1
-            self.logits[a[0], b[0]] = value
+            self.table[a[0], b[0]] = value
 
-    def forward(self, input_ids, cache=None):
-        return self.logits[input_ids]
+    def residual(self, input_ids, cache=None):
+        return input_ids[..., None]  # (B, T, 1)
+
+    def logits(self, x):
+        return self.table[x[..., 0]]
 
 
 TEXT = ["Он жил без кота.", "Мы шли к стене.", "Мы шли к домам."]
