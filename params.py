@@ -1,4 +1,4 @@
-"""Every hyperparameter, one a line. Edit it and run again, or override for one run: python train.py --d_model 128"""
+"""Every hyperparameter, one per line. Edit it and run again, or override for one run: python train.py --d_model 128"""
 
 # the model
 d_model = 192  # width: numbers in the vector that stands for a token
@@ -16,7 +16,7 @@ tokenizer_chars = 10_000_000  # a longer text is sampled evenly, to about this m
 
 # training
 epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows
-sample_epochs = 4.0  # passes over the bundled encyclopedia, where it is the text
+sample_epochs = 4.0  # passes over the bundled encyclopedia, in place of epochs; the flag --epochs overrides both
 batch_size = 4  # windows in a step
 learning_rate = 0.003  # Adam's, at its peak
 warmup = 0.05  # share of the steps in which the rate rises from 0 to its peak; 0.15 is better for a run of some hundred steps

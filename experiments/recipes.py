@@ -1,6 +1,6 @@
 """Which training recipe is best at equal tokens?  python -m experiments.recipes --tokens 300000 --seeds 3
 
-Each recipe changes params.py in one respect. The table shows the validation loss, its 95% interval, and the difference to
+Each recipe differs from params.py in one respect. The table shows the validation loss, its 95% interval, and the difference to
 params.py seed by seed: a difference whose interval holds 0 shows nothing.
 """
 
@@ -10,7 +10,7 @@ from evaluation.report import print_table
 from experiments.harness import Outcome, compare
 from support.cli import check, make_parser, parse_args, run_script
 
-RECIPES = {
+RECIPES = {  # a value, or a function of the arguments
     "params.py": {},
     "batches of half the size": {"batch_size": lambda args: max(1, args.batch_size // 2)},
     "batches of twice the size": {"batch_size": lambda args: 2 * args.batch_size},
@@ -20,11 +20,17 @@ RECIPES = {
     },
     "rate x 1.5": {"learning_rate": lambda args: 1.5 * args.learning_rate},
     "rate / 1.5": {"learning_rate": lambda args: args.learning_rate / 1.5},
-    "beta1 0.9": {"adam_beta1": lambda args: 0.9},
-    "beta2 0.95": {"adam_beta2": lambda args: 0.95},
-    "warm-up 0.15": {"warmup": lambda args: 0.15},
-    "decay 0.9": {"decay": lambda args: 0.9},
+    "beta1 0.9": {"adam_beta1": 0.9},
+    "beta2 0.95": {"adam_beta2": 0.95},
+    "warm-up 0.15": {"warmup": 0.15},
+    "decay 0.9": {"decay": 0.9},
 }
+
+
+def shown(outcome: Outcome, form: str) -> str:
+    """The mean with its 95% interval, if there are two seeds or more."""
+    interval = f" ± {outcome.half_interval:{form.lstrip('+')}}" if len(outcome.losses) > 1 else ""
+    return f"{outcome.mean:{form}}{interval}"
 
 
 def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
@@ -33,8 +39,8 @@ def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
     rows = []
     for name, outcome in outcomes.items():
         differences = Outcome([a - b for a, b in zip(outcome.losses, base.losses)])  # seed by seed: less noise
-        shown = "" if outcome is base else f"{differences.mean:+.3f} ± {differences.half_interval:.3f}"
-        rows.append((name, f"{outcome.mean:.3f} ± {outcome.half_interval:.3f}", shown, len(outcome.losses)))
+        difference = "" if outcome is base else shown(differences, "+.3f")
+        rows.append((name, shown(outcome, ".3f"), difference, len(outcome.losses)))
     print_table(title, ("", "nats a token", "difference", "seeds"), rows)
 
 
@@ -46,7 +52,9 @@ def main() -> None:
     check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
     tokens, seeds = args.tokens, args.seeds
     del args.tokens, args.seeds
-    recipes = {name: {key: value(args) for key, value in changes.items()} for name, changes in RECIPES.items()}
+    recipes = {}
+    for name, changes in RECIPES.items():
+        recipes[name] = {key: value(args) if callable(value) else value for key, value in changes.items()}
     outcomes = compare(recipes, seeds, tokens, args, Path(args.out_dir) / "recipes")
     print_outcomes(f"Validation loss after {tokens:,} tokens", outcomes)
 

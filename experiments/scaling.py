@@ -1,6 +1,6 @@
 """A scaling law from your own computer:  python -m experiments.scaling
 
-Trains models of four sizes on three numbers of tokens, some 20 minutes on two cores, and fits the law of
+Trains models of four sizes on three numbers of tokens, in less than half an hour on two cores, and fits the law of
 Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) to their losses. Prints which size is best for a given
 time, and predicts the loss of a full pass with the model of params.py, for train.py to confirm or refute.
 Writes scaling.json and scaling.png to out_dir.
@@ -9,6 +9,7 @@ Writes scaling.json and scaling.png to out_dir.
 import itertools
 import json
 import math
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ MINUTES = (1, 5, 20, 60)  # of training, to find the best size for
 TABLES = {
     "runs": "Loss of the runs, nats a token",
     "law": "The law: loss = E + A / parameters^a + B / tokens^b",
-    "best": "The best size for a time of training",
+    "best": "The best model size for a training time (d_model is the nearest; the loss is that of the exact size)",
     "prediction": "Prediction for a full pass over the text with the model of params.py",
 }
 # Of all runs, unless a flag says otherwise: the warm-up for a few hundred steps (see params.py), one
@@ -60,17 +61,13 @@ def train_grid(seeds: int, tokens: int, args: Namespace, folder: Path) -> np.nda
     recipes, rows = {}, []
     for share, width in itertools.product(SHARES, WIDTHS):
         recipe = {"d_model": width, "num_heads": heads(width), "tokens": round(share * tokens)}
-        # A narrow model learns best at a higher rate: 0.005 for d_model 128 in docs/measurements.md
+        # A narrow model learns best at a higher rate
         recipe["learning_rate"] = args.learning_rate * math.sqrt(args.d_model / width)
         recipes[f"d_model {width}, {recipe['tokens']:,} tokens"] = recipe
     for recipe, outcome in zip(recipes.values(), compare(recipes, seeds, tokens, args, folder).values()):
         for log in map(last_row, outcome.folders):
             rows.append((recipe["d_model"], log["tokens"], log["val_loss"], log["seconds"]))
     return np.array(rows).T
-
-
-
-
 
 
 def conclude(runs: np.ndarray, vocab_size: int, text_tokens: int, args: Namespace) -> dict:
@@ -114,7 +111,6 @@ def conclude(runs: np.ndarray, vocab_size: int, text_tokens: int, args: Namespac
     return result | {"flags": {name: getattr(args, name) for name in RECIPE}}
 
 
-
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=3_200_000, help="tokens of the longest runs [3200000]")
@@ -141,7 +137,9 @@ def main() -> None:
     print("Passes after the first count as if the text were new, but bring less (arXiv:2305.16264).")
     if args.compile == "off":
         print("Minutes are of training that is not compiled; train.py compiles long runs, which is faster.")
-    print(f"Test the prediction: python train.py --warmup {args.warmup} --eval_windows {args.eval_windows}")
+    names = ["warmup", "eval_windows", *sorted(args.given - {"warmup", "eval_windows"})]
+    flags = " ".join(f"--{name} {shlex.quote(str(getattr(args, name)))}" for name in names)
+    print(f"Test the prediction: python train.py --epochs 1 {flags}")
     print(f"saved {out_dir / 'scaling.json'} and {out_dir / 'scaling.png'}")
 
 

@@ -22,7 +22,7 @@ def loss_of(law: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> np.ndarra
 
 
 def fit(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The law (5,) with the least Huber loss of its relative errors, about log L (arXiv:2203.15556, eq. 3).
+    """The law (5,) with the least Huber loss of its relative errors, which are nearly the errors of log L (arXiv:2203.15556, eq. 3).
 
     For given a and b the law is linear in E, A and B. So only a and b are searched, on a grid that narrows
     around its best point: no starting points, and no optimizer that may stop early, as theirs did (Besiroglu
@@ -37,8 +37,12 @@ def fit(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> np.ndarray
         exponents = np.insert(grid, 0, 0, axis=1)  # (points, 3), those of E, A and B
         columns = np.exp(-exponents[:, None] * (logs - center)) / losses[:, None]  # (points, runs, 3)
         weighted = (columns * weights).transpose(0, 2, 1)
-        constants = np.linalg.solve(weighted @ columns, weighted.sum(axis=2, keepdims=True))  # (points, 3, 1)
-        constants = np.maximum(constants, 1e-9)  # none is negative: a point that wants one fits badly
+        products, sums = weighted @ columns, weighted.sum(axis=2, keepdims=True)
+        constants = np.linalg.solve(products, sums)  # (points, 3, 1)
+        negative_E = constants[:, 0, 0] < 0  # there, the best law that is possible has E = 0
+        constants[negative_E, 1:] = np.linalg.solve(products[negative_E, 1:, 1:], sums[negative_E, 1:])
+        constants[negative_E, 0] = 0
+        constants[:, 1:] = np.maximum(constants[:, 1:], 1e-9)  # a point that wants a negative A or B fits badly
         errors = columns @ constants - 1  # (points, runs, 1)
         i = (weights * errors**2).sum(axis=(1, 2)).argmin()
         weights = np.minimum(1, HUBER / np.maximum(np.abs(errors[i]), 1e-12))

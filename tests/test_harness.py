@@ -1,5 +1,6 @@
 """experiments/harness.py: recipes side by side, each run once."""
 
+import re
 import subprocess
 
 import pytest
@@ -41,6 +42,8 @@ def test_each_run_is_made_once_and_the_table_compares(tmp_path, monkeypatch, cap
             compare(recipes, 1, 700, args, tmp_path / "runs")
     print_outcomes("Losses", first)
     rows = capsys.readouterr().out.splitlines()
-    assert "no learning" in rows[-1] and "+" in rows[-1] and "±" in rows[-1]
+    assert "no learning" in rows[-1] and "+" in rows[-1] and "±" not in rows[-1]  # one seed has no interval
+    print_outcomes("Losses", {name: Outcome([5.0, loss]) for name, loss in (("one", 5.2), ("two", 5.4))})
+    assert re.search(r"two +5\.200 ± 2\.541 +\+0\.100 ± 1\.271 +2$", capsys.readouterr().out.rstrip())
     with pytest.raises(UserError, match="a run failed: .*divide"):
         compare({"wrong": {"d_model": 15}}, 1, 640, args, tmp_path / "runs")

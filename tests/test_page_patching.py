@@ -154,7 +154,8 @@ def test_texts_of_other_lengths_get_a_sentence(page, tokenizer):
 def test_other_texts_without_a_pair_get_a_sentence(page):
     for fields, words in (
         ({"right": TEXTS["left"]}, "The same ending"),
-        ({"endings": ""}, "The same ending"),
+        ({"endings": ""}, "Enter the endings"),
+        ({"endings": "ого"}, "The same ending"),
         ({"left": "да " * 130}, "must fit into 128 tokens"),
     ):
         type_texts(page, **TEXTS | fields)
@@ -162,9 +163,9 @@ def test_other_texts_without_a_pair_get_a_sentence(page):
     script = """const sides = [[compared.left, arguments[0]], [compared.right, arguments[1]]];
         return make_pair(sides.map(([text, ending]) => ({ text, shares: [{ ending }] }))).problem"""
     type_texts(page, **TEXTS)
-    assert "begin those of the other" in page.execute_script(script, "ой", "ойх")
+    assert "the beginning of the other" in page.execute_script(script, "ой", "ойх")
     type_texts(page, word="")
-    assert "first token of the word already" in page.execute_script(script, "ой", "ему")
+    assert "right after the words" in page.execute_script(script, "ой", "ему")
 
 
 def test_nothing_overflows_on_a_narrow_screen(page):

@@ -10,20 +10,20 @@ const cases_parts = add_section(
   "In Russian, a word's ending shows its role in the sentence, and a preposition or an adjective before it " +
     "decides which ending is correct. Here are two texts that differ in one word, and another word with its " +
     "possible endings: how likely is each ending after each text?",
-  "p(ending) = product of p(token | text) over the word's tokens, as a share of all endings here",
+  "p(ending) = product of p(token | text) over the word's tokens, divided by the sum over all endings listed",
   "fields",
   "two",
   "explanation",
   "patching",
 );
 cases_parts.explanation.append(
-  el("p", {}, "Which parts of the model make this difference? The model reads the right text, but one head or MLP " +
-    "gets the output that it has in the left text, at every token. If the model then prefers the left text's " +
-    "ending as much as it does after the left text, this part recovers 100% of the difference. If nothing " +
-    "changes, it recovers 0%. Blue: the model moves away from that ending."),
-  el("p", { class: "formula" }, "recovered share = (patched − corrupt) / (clean − corrupt); clean, corrupt: the score, " +
-    "logit(left ending) − logit(right ending), after the left and the right text; patched: after the right text " +
-    "with one output from the left"),
+  el("p", {}, "Which parts of the model make this difference? The model reads the text on the right, but the output of " +
+    "one head or MLP is replaced by its output on the text on the left, at every token. 100%: the model now prefers " +
+    "the left ending as strongly as after the left text. 0%: nothing has changed. Orange: it moves towards the left " +
+    "ending. Blue: away from it."),
+  el("p", { class: "formula" }, "recovered share = (patched − corrupt) / (clean − corrupt), of the score logit(left " +
+    "ending) − logit(right ending): clean after the left text, corrupt after the right one, patched after the right " +
+    "one with one output from the left"),
 );
 
 // What is in the fields; the endings are separated by spaces
@@ -103,19 +103,20 @@ function make_pair(sides) {
     });
     return { problem: `The texts must have equally many tokens: left has ${of_left}, right has ${of_right}.` };
   }
-  if (sides[0].shares[0]?.ending === sides[1].shares[0]?.ending) {
+  if (!sides[0].shares.length) return { problem: "Enter the endings of the word, with spaces between them." };
+  if (sides[0].shares[0].ending === sides[1].shares[0].ending) {
     return { problem: "The same ending is the likeliest after both texts, so there is no difference to explain." };
   }
   let end = left.length; // where the endings differ
   while (end < clean.length && clean[end] === corrupt[end]) end++;
   if (end >= Math.min(clean.length, corrupt.length)) {
-    return { problem: "The tokens of one likeliest ending begin those of the other, so no token differs." };
+    return { problem: "The tokens of one ending are the beginning of the other's, so no token differs." };
   }
   if (clean[end - 1] !== corrupt[end - 1]) {
     return {
       problem:
-        "The likeliest endings differ in the first token of the word already, next to the token in which the texts " +
-        "differ. Nothing has to be carried from there: choose a word whose first token is the same with both endings.",
+        "The choice between the endings is made right after the words in which the texts differ, so nothing has to be " +
+        "carried there: choose a word whose first token is the same with both endings.",
     };
   }
   const decider = clean.findIndex((id, i) => id !== corrupt[i]);
