@@ -106,8 +106,12 @@ def find_circuit(model: LLM, tokenizer: Tokenizer, args: Namespace) -> dict:
     result["probes"] = probe(model, words)
     print_probes(result)
     windows = even_windows(corpus.val, model.max_seq_len, max_tokens=3_000, overlap=False)
-    result["steering"] = {str(part.layer): steer(model, pairs, windows, part) for part in streams(model)[1:]}
-    print_steering(result)
+    steering = {str(part.layer): steer(model, pairs, windows, part) for part in streams(model)[1:]}
+    if all(steering.values()):
+        result["steering"] = steering
+        print_steering(result)
+    else:
+        print(f"\nNo steering: {len(pairs)} pairs are too few. It takes a longer text, of which more is held out.")
     return result
 
 

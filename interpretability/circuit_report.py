@@ -120,7 +120,7 @@ def print_steering(result: dict) -> None:
 
 
 def draw_circuit(result: dict, path: Path) -> None:
-    """Write the PNG. Without probes and steering, as for a pair of one's own, it has three heat maps."""
+    """Write the PNG. Without probes, as for a pair of one's own, it has three heat maps."""
     from matplotlib.figure import Figure  # here, because it takes a second
 
     L, H, places = result["num_layers"], result["num_heads"], result["places"]
@@ -148,7 +148,10 @@ def draw_circuit(result: dict, path: Path) -> None:
         looks = [[result["looks"][name] for name in row[:H]] for row in names]
         draw_map(maps[1, 0], "attention from the last token to the deciding word", looks, parts[:H], layers)
         draw_probes(maps[1, 1], result["probes"])
-        draw_steering(maps[1, 2], *best_steering(result["steering"]))
+        if "steering" in result:
+            draw_steering(maps[1, 2], *best_steering(result["steering"]))
+        else:
+            maps[1, 2].set_axis_off()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 

@@ -19,9 +19,8 @@ from interpretability.case_pairs import Pair
 from interpretability.measurements import token_losses
 from interpretability.patching import Part, at_last, batches, changed, ratio, record, scores
 from llm import LLM
-from support.cli import UserError
 
-STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0)  # times the mean difference of the two cases
+STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # times the mean difference of the two cases
 LEAST_PAIRS = 15  # of two cases, to take the difference from and to turn
 MOST_PAIRS = 60  # to turn, of two cases; of more an even sample
 
@@ -100,7 +99,7 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[di
 
     The vectors come from other lemmas than the endings. One row a strength: {"strength", "steered": ratio()
     of endings turned, "steered_cost": nats a token on windows (B, T + 1), the mean over the vectors, and the
-    same of random vectors: "random", "random_cost"}. Raises UserError if there are too few pairs.
+    same of random vectors: "random", "random_cost"}. No row if there are too few pairs.
     """
     train, test = halves(both_ways(pairs))
     jobs = []  # the pairs to turn, and the vectors to turn them with
@@ -115,9 +114,7 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[di
             jobs.append((asked, vectors))
 
     if not jobs:
-        raise UserError(
-            f"{len(pairs)} pairs are too few to steer with: train on a longer text, of which more is held out"
-        )
+        return []
     base, rows = loss(model, windows), []
     for strength in tqdm(STRENGTHS, f"steering after layer {part.layer}", dynamic_ncols=True, leave=False):
         row = {"strength": strength}

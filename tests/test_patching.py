@@ -257,9 +257,9 @@ def test_steering_turns_the_endings(monkeypatch):
     rows = steering.steer(model, pairs, windows, part)
     # Strength 1 would move every score to that of the other case, if all sentences were of the same length
     assert all(row["steered"]["share"] == 1 for row in rows if row["strength"] > 1)
-    with monkeypatch.context() as patches, pytest.raises(UserError, match="too few"):
+    with monkeypatch.context() as patches:
         patches.setattr(steering, "LEAST_PAIRS", 1000)
-        steering.steer(model, pairs, windows, part)
+        assert steering.steer(model, pairs, windows, part) == []
 
     vector = steering.mean_difference(model, pairs, part)
     assert vector[1] < 0 and torch.allclose(vector[2:], torch.zeros(10).double())
