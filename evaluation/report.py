@@ -219,7 +219,7 @@ def draw_facts(axes: "Axes", result: dict) -> None:
         top1 = [parts[relation]["top1"] if relation in parts else 0 for relation in relations]
         axes.barh(places + (i - (len(bars) - 1) / 2) * height, top1, height, label=label)
     axes.plot([result["by_relation"][relation]["chance"] for relation in relations], places, "k|", label="chance")
-    axes.set_yticks(places, relations)
+    axes.set_yticks(places, relations, fontsize=min(10, 250 / len(relations)))  # so that many have room
     axes.set(xlim=(0, 1))
     axes.invert_yaxis()
     axes.legend()
