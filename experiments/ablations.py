@@ -83,7 +83,7 @@ def measure(run: Path, recipe: dict, corpus: Corpus, pairs: list[Pair], args: Na
 
 
 def even_sample(items: list, count: int) -> list:
-    return items[:: math.ceil(len(items) / count)]
+    return items[:: max(1, math.ceil(len(items) / count))]
 
 
 def measure_all(outcomes: dict[str, Outcome], measure_run: Callable[[str, Path], dict]) -> dict[str, dict[str, list]]:
@@ -112,7 +112,7 @@ def cell(figure: str, values: list[float]) -> str:
 
 
 def print_models(title: str, losses: dict[str, dict[float, float]], figures: dict[str, dict[str, list]]) -> None:
-    """A row for each model. A rate with a star is the lowest or highest of those tried: a better one may lie beyond."""
+    """A row for each model."""
     shown, rows = [name for name in FORMS if name in figures[WHOLE]], []
     for name, by_rate in losses.items():
         rate = min(by_rate, key=by_rate.get)
@@ -121,6 +121,7 @@ def print_models(title: str, losses: dict[str, dict[float, float]], figures: dic
         cells = ["" if name == WHOLE and figure == "difference" else each for figure, each in zip(shown, cells)]
         rows.append((name, figures[name]["parameters"][0] if figures[name] else "", f"{rate:g}{star}", *cells))
     print_table(title, ("", "parameters", "rate", *shown), rows)
+    print("holds 0: no difference is shown.  *: the lowest or highest rate tried; a better one may lie beyond.")
 
 
 def draw(title: str, figures: dict[str, dict[str, list]], path: Path) -> None:

@@ -102,7 +102,7 @@ def compare(
 
 
 def run_key(flags: dict, text_key: str) -> str:
-    """The name of a run's folder: it changes with everything that the run's result depends on."""
+    """The name of a run's folder: it changes with the flags, the text, llm.py and train.py."""
     code = [(ROOT / name).read_text(encoding="utf-8") for name in ("llm.py", "train.py")]
     if "model" in flags:  # what is in the file counts, not where it is
         flags = flags | {"model": Path(flags["model"]).read_text(encoding="utf-8")}
