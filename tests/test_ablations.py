@@ -261,7 +261,7 @@ def test_the_table_tells_what_shows_nothing(tmp_path, capsys):
     figures = {WHOLE: {"parameters": [10, 10], "nats": [1.0, 1.4], "difference": [0.0, 0.0]}, "wild": {}}
     figures["worse"] = {"parameters": [8, 8], "nats": [1.8, 2.2], "difference": [0.8, 0.7]}
     print_models("Title", losses, figures)
-    whole, worse, wild = (line.split() for line in capsys.readouterr().out.splitlines()[3:])
+    whole, worse, wild = (line.split() for line in capsys.readouterr().out.splitlines()[3:6])
     assert whole[3:] == ["10", "0.2", "1.200", "±", "2.541"]  # 12.706 * 0.2
     assert worse == ["worse", "8", "0.4*", "2.000", "±", "2.541", "+0.750", "±", "0.635"]
     assert wild == ["wild", "0.1*", "diverged", "diverged"]
