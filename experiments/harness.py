@@ -124,6 +124,8 @@ def train(out_dir: Path, flags: dict) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     cache = out_dir.parent / "cache"  # the tokens of the text, shared by all runs
     with lock_folder(out_dir):  # only for the copy: train.py locks the folder itself
+        if finished_file(out_dir).exists():  # by another process, meanwhile
+            return out_dir
         if cache.exists() and not (out_dir / "cache").exists():
             shutil.copytree(cache, out_dir / "cache", ignore=shutil.ignore_patterns("making-*"))
     command = [sys.executable, ROOT / "train.py", "--out_dir", out_dir, *(f"--{name}={value}" for name, value in flags.items())]
@@ -133,8 +135,8 @@ def train(out_dir: Path, flags: dict) -> Path:
     diverged = re.search(r"loss at step \d+ is (nan|-?inf);.*", done.stderr)
     if done.returncode and not diverged:
         raise UserError(f"a run failed: {done.stderr.strip().splitlines()[-1]}")
-    shutil.rmtree(out_dir / "cache", ignore_errors=True)
     finished_file(out_dir).write_text(diverged[0] if diverged else "", encoding="utf-8")
+    shutil.rmtree(out_dir / "cache", ignore_errors=True)
     return out_dir
 
 

@@ -10,7 +10,7 @@ from llm import LLM
 def test_a_prompt_is_continued(trained):
     ask = ["generate.py", "--out_dir", trained]
     code, out, err = call(*ask, "Волга впадает в", "--max_new_tokens", 30)
-    assert code == 0 and out.startswith("Волга впадает в ") and len(out) > 30, err
+    assert code == 0 and out.startswith("Волга впадает в") and len(out) > 30, err
     assert call(*ask, "Волга впадает в", "--max_new_tokens", 30)[1] == out  # the seed decides
     assert call(*ask, "Волга впадает в", "--max_new_tokens", 30, "--seed", 7)[1] != out
     assert "d_model=64" in err and "num_layers=2" in err  # and params.py another: said, and the file's is used
@@ -20,7 +20,7 @@ def test_a_prompt_is_continued(trained):
     ids = [tokenizer.token_to_id("<EOS>"), *tokenizer.encode("Река").ids]
     for _ in range(60 - len(ids)):
         ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
-    assert out.startswith(tokenizer.decode(ids).rstrip())
+    assert out.startswith(tokenizer.decode(ids).rstrip("\ufffd").rstrip())  # the last token may be half a letter
 
     code, out, _ = call(*ask, "Река", "--num_samples", 3, "--sentences", 1)
     samples = [sample for sample in out.split("\n\n") if sample.strip()]
