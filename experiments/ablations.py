@@ -27,15 +27,13 @@ from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
 from experiments.ablated_models import ABLATIONS, WHOLE, write_model
-from experiments.harness import ROOT, Outcome, compare, last_row
+from experiments.harness import ROOT, SHORT_RUNS, Outcome, compare, last_row, shown
 from llm import LLM
 from support.checkpoint import PARAMETERS, read_torch_file
 from support.cli import UserError, atomic_write, check, make_parser, parse_args, run_script
 from support.device import choose_device
 from support.model_class import model_class
 
-# For all runs, unless a flag says otherwise. They have a few hundred steps and need the longer warm-up.
-RECIPE = {"warmup": 0.15, "eval_windows": 512, "eval_every": 10**9, "snapshots": 0}  # one validation, at the end
 RATES = (0.5, 1, 2)  # times --learning_rate. Each model is trained at the one that is best for its seed 0
 MOST_SENTENCES, MOST_PAIRS = 450, 2000  # that grammar is measured on; of more, an even sample
 RESULTS, PICTURE = "ablations.json", "ablations.png"
@@ -104,23 +102,21 @@ def measure_all(outcomes: dict[str, Outcome], measure_run: Callable[[str, Path],
 
 def cell(figure: str, values: list[float]) -> str:
     """The mean over the seeds with its 95% interval. A difference says if that holds 0, so that none is shown."""
-    outcome, form = Outcome(values), FORMS[figure]
-    if len(values) == 1:
-        return f"{outcome.mean:{form}}"
-    holds_0 = figure == "difference" and abs(outcome.mean) <= outcome.half_interval
-    return f"{outcome.mean:{form}} ± {outcome.half_interval:{form.lstrip('+')}}" + " holds 0" * holds_0
+    outcome = Outcome(values)
+    holds_0 = figure == "difference" and abs(outcome.mean) <= outcome.half_interval  # never for one seed: it is nan
+    return shown(values, FORMS[figure]) + " holds 0" * holds_0
 
 
 def print_models(title: str, losses: dict[str, dict[float, float]], figures: dict[str, dict[str, list]]) -> None:
     """A row for each model."""
-    shown, rows = [name for name in FORMS if name in figures[WHOLE]], []
+    columns, rows = [name for name in FORMS if name in figures[WHOLE]], []
     for name, by_rate in losses.items():
         rate = min(by_rate, key=by_rate.get)
         star = "*" if rate in (min(by_rate), max(by_rate)) else ""
-        cells = [cell(figure, figures[name][figure]) if figures[name] else "diverged" for figure in shown]
-        cells = ["" if name == WHOLE and figure == "difference" else each for figure, each in zip(shown, cells)]
+        cells = [cell(figure, figures[name][figure]) if figures[name] else "diverged" for figure in columns]
+        cells = ["" if name == WHOLE and figure == "difference" else each for figure, each in zip(columns, cells)]
         rows.append((name, figures[name]["parameters"][0] if figures[name] else "", f"{rate:g}{star}", *cells))
-    print_table(title, ("", "parameters", "rate", *shown), rows)
+    print_table(title, ("", "parameters", "rate", *columns), rows)
     print("holds 0: no difference is shown.  *: the lowest or highest rate tried; a better one may lie beyond.")
 
 
@@ -155,7 +151,7 @@ def main() -> None:
     pairs = even_sample(load_pairs(args.pairs), MOST_PAIRS) if args.pairs else []
     tokens, seeds, out_dir = args.tokens, args.seeds, Path(args.out_dir)
     del args.tokens, args.seeds, args.pairs
-    vars(args).update({name: value for name, value in RECIPE.items() if name not in args.given})
+    vars(args).update({name: value for name, value in SHORT_RUNS.items() if name not in args.given})
     folder = out_dir / "ablations"  # of the runs
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -24,13 +24,14 @@ import numpy as np
 from tqdm import tqdm
 
 from dataset import load_text, text_settings
-from support.checkpoint import lock_folder
+from support.checkpoint import FOLDER_IN_USE, lock_folder
 from support.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # its 97.5% point, for 2 to 10 runs
 NOT_SHAPING = {"out_dir", "given"}  # what the result of a run does not depend on
-TRAINED_ELSEWHERE = "another run is training"  # the error of lock_folder()
+# Flags for runs of some hundred steps: the longer warm-up that they need, and one validation, at the end, over more windows
+SHORT_RUNS = {"warmup": 0.15, "eval_windows": 512, "eval_every": 10**9, "snapshots": 0}
 
 
 class Outcome(NamedTuple):
@@ -53,6 +54,13 @@ def half_interval(values: np.ndarray) -> np.ndarray:
     """Half of the 95% interval of the mean of values (runs, ...) over two runs or more, by Student's t: (...)."""
     runs = len(values)
     return STUDENT_T[min(runs, 10) - 2] * values.std(axis=0, ddof=1) / math.sqrt(runs)
+
+
+def shown(values: list[float], form: str) -> str:
+    """The mean with its 95% interval, if there are two values or more."""
+    outcome = Outcome(values)
+    interval = f" ± {outcome.half_interval:{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{outcome.mean:{form}}{interval}"
 
 
 def compare(
@@ -81,12 +89,12 @@ def compare(
             corpus = corpora[settings]
             flags = {key: value for key, value in shared.items() if key not in NOT_SHAPING}
             run_tokens = flags.pop("tokens")
-            flags["epochs"] = flags["sample_epochs"] = run_tokens / len(corpus.train)
+            flags["epochs"] = run_tokens / len(corpus.train)
             out_dir = folder / run_key(flags, corpus.key)
             try:
                 folders[name][seed] = train(out_dir, flags)
             except UserError as error:
-                if TRAINED_ELSEWHERE not in str(error):
+                if FOLDER_IN_USE not in str(error):
                     raise
                 runs.append((name, seed))  # look again when all others are done
                 time.sleep(5)

@@ -7,7 +7,7 @@ params.py seed by seed: a difference whose interval holds 0 shows nothing.
 from pathlib import Path
 
 from evaluation.report import print_table
-from experiments.harness import Outcome, compare
+from experiments.harness import Outcome, compare, shown
 from support.cli import check, make_parser, parse_args, run_script
 
 RECIPES = {  # a value, or a function of the arguments
@@ -27,20 +27,14 @@ RECIPES = {  # a value, or a function of the arguments
 }
 
 
-def shown(outcome: Outcome, form: str) -> str:
-    """The mean with its 95% interval, if there are two seeds or more."""
-    interval = f" ± {outcome.half_interval:{form.lstrip('+')}}" if len(outcome.losses) > 1 else ""
-    return f"{outcome.mean:{form}}{interval}"
-
-
 def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
     """A table, the first recipe being what the others are compared with."""
     base = next(iter(outcomes.values()))
     rows = []
     for name, outcome in outcomes.items():
-        differences = Outcome([a - b for a, b in zip(outcome.losses, base.losses)])  # seed by seed: less noise
+        differences = [a - b for a, b in zip(outcome.losses, base.losses)]  # seed by seed: less noise
         difference = "" if outcome is base else shown(differences, "+.3f")
-        rows.append((name, shown(outcome, ".3f"), difference, len(outcome.losses)))
+        rows.append((name, shown(outcome.losses, ".3f"), difference, len(outcome.losses)))
     print_table(title, ("", "nats a token", "difference", "seeds"), rows)
 
 

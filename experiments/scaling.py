@@ -18,7 +18,7 @@ import torch
 
 from dataset import load_text
 from evaluation.report import print_table
-from experiments.harness import compare, last_row
+from experiments.harness import SHORT_RUNS, compare, last_row
 from experiments.scaling_law import CONSTANTS, best_split, bounds, draw, draw_laws, fit, loss_of
 from llm import LLM
 from support.cli import UserError, atomic_write, check, make_parser, parse_args, run_script
@@ -32,9 +32,7 @@ TABLES = {
     "best": "The best model size for a training time (d_model is the nearest; the loss is that of the exact size)",
     "prediction": "Prediction for a full pass over the text with the model of params.py",
 }
-# Of all runs, unless a flag says otherwise: the warm-up for a few hundred steps (see params.py), one
-# validation loss, at the end, over more windows, and no compiling, which would speed up only the longest runs
-RECIPE = {"warmup": 0.15, "eval_windows": 512, "eval_every": 10**9, "snapshots": 0, "compile": "off"}
+RECIPE = SHORT_RUNS | {"compile": "off"}  # of all runs: compiling would speed up only the longest
 
 
 def heads(d_model: int) -> int:

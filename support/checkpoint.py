@@ -189,6 +189,9 @@ def holds_finished_model(folder: Path) -> bool:
 # Checkpoints
 
 
+FOLDER_IN_USE = "another run is training in"  # how the error of lock_folder() begins
+
+
 def lock_folder(folder: Path) -> IO:
     """Reserve the folder for this process until it ends, however it ends. The lock is held while the returned file is open.
 
@@ -202,7 +205,7 @@ def lock_folder(folder: Path) -> IO:
     except ImportError:
         pass
     except OSError as error:
-        raise UserError(f"another run is training in {folder}: wait, or give this one its own --out_dir") from error
+        raise UserError(f"{FOLDER_IN_USE} {folder}: wait, or give this one its own --out_dir") from error
     for path in [*folder.glob("*.tmp"), *folder.glob(f"{SNAPSHOTS}/*.tmp")]:
         if path.name.startswith(("checkpoint", PARAMETERS + ".", TOKENIZER + ".", "training_", "step-")):
             path.unlink(missing_ok=True)

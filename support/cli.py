@@ -19,8 +19,8 @@ WHOLE = (
     "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars snapshots seed"
 ).split()
 REAL = (
-    "dropout val_fraction epochs sample_epochs learning_rate warmup decay grad_clip adam_beta1 adam_beta2 checkpoint_minutes".split()
-)
+    "dropout val_fraction epochs sample_epochs learning_rate warmup decay grad_clip adam_beta1 adam_beta2 checkpoint_minutes"
+).split()
 
 
 class UserError(Exception):

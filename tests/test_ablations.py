@@ -18,6 +18,7 @@ from experiments.ablated_models import ABLATIONS, WHOLE, write_model
 from experiments.ablations import FORMS, cell, draw, print_models
 from experiments.harness import compare, run_key
 from llm import LLM, RMSNorm
+from support.checkpoint import FOLDER_IN_USE
 from support.cli import UserError, make_parser, parse_args
 from support.loss import TrainingLoss
 from support.model_class import model_class
@@ -290,7 +291,7 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch, trained_h
     def lock_of_two(folder):
         tried.append(folder)
         if len(tried) == 1:  # the other process is just training the first one
-            raise UserError(f"another run is training in {folder}: wait, or give this one its own --out_dir")
+            raise UserError(f"{FOLDER_IN_USE} {folder}")
         return lock_folder(folder)
 
     monkeypatch.setattr(harness, "lock_folder", lock_of_two)

@@ -1,5 +1,6 @@
 """experiments/scaling.py: the fit on made losses, and the script as a person starts it, with tiny models."""
 
+import itertools
 import json
 import subprocess
 
@@ -27,6 +28,20 @@ def made_losses(noise: float, seed: int = 0) -> np.ndarray:
 
 def test_without_noise_the_constants_come_back():
     assert fit(SIZES, TOKENS, made_losses(0)) == pytest.approx(TRUTH, rel=0.02)
+
+
+def test_a_law_without_a_floor(monkeypatch):
+    """Losses that want E < 0: the law has E = 0, and no exponents on a fine grid, with the best A and B, come closer."""
+    monkeypatch.setattr(scaling_law, "HUBER", np.inf)  # least squares
+    losses = loss_of(np.array([-1.0, *TRUTH[1:]]), SIZES, TOKENS)
+    law = fit(SIZES, TOKENS, losses)
+    best = np.inf
+    for a, b in itertools.product(np.geomspace(0.05, 2, 80), repeat=2):
+        columns = np.stack([SIZES**-a, TOKENS**-b], axis=-1) / losses[:, None]
+        A_and_B, *_ = np.linalg.lstsq(columns, np.ones(len(losses)), rcond=None)
+        if (A_and_B > 0).all():
+            best = min(best, ((columns @ A_and_B - 1) ** 2).sum())
+    assert law[0] == 0 and ((loss_of(law, SIZES, TOKENS) / losses - 1) ** 2).sum() < 1.001 * best
 
 
 def test_the_intervals_hold_the_truth(monkeypatch):
