@@ -2,8 +2,9 @@
 
 Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns, so that
 another process on the machine slows both down. It calls the steps of train.py and the generation of llm.py themselves.
-Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates, and with --nanogpt FOLDER
-a clone of karpathy/nanoGPT, its model compiled, and its own sampling loop. The text is that of --dataset.
+Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates; our model exported to
+llama.cpp (llama-cpp-python and gguf); and with --nanogpt FOLDER a clone of karpathy/nanoGPT, its model compiled, and its own
+sampling loop. The text is that of --dataset.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ from support.cli import UserError, atomic_write, make_parser, parse_args, run_sc
 from support.device import choose_device, keep_freed_memory, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
-from support.peers import gpt2_model, gpt2_steps, nanogpt_model, nanogpt_steps
+from support.peers import gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps
 from train import training_step
 
 ROUNDS = 3
@@ -189,32 +190,34 @@ def bench_growth(args) -> list[dict]:
 
 def bench_generation(args) -> list[dict]:
     """The first token, tokens with cached keys and values, and with the window full all along."""
-    device, rows, peers, model = choose_device()[0], [], {}, new_model(args).eval()
+    tokenizer = train_tokenizer(itertools.islice(load_articles(args.dataset, args.text_column), 500), args.vocab_size)
+    device, rows = choose_device()[0], []
+    model = new_model(args, vocab_size=tokenizer.get_vocab_size()).eval()
+    peers = [nanogpt_generation(args.nanogpt, args)] if args.nanogpt else []
     with contextlib.suppress(ImportError):
-        peers["transformers GPT-2 with cache"] = gpt2_model(args).eval()
-    if args.nanogpt:
-        peers["nanoGPT's sampling loop"] = nanogpt_model(args.nanogpt, args).eval()
+        peers.append(gpt2_generation(args))
+    with contextlib.suppress(ImportError):
+        peers.append(llama_cpp_generation(model, tokenizer))
     # A token reads every weight once: what that takes at least, a sum over as many numbers shows.
     weights = torch.randn(sum(p.numel() for p in model.parameters()), device=device)
-    greedy = dict(do_sample=False, use_cache=True, pad_token_id=0)
     T, start = args.max_seq_len, min(28, args.max_seq_len // 4)
-    jobs = (("first token", start, 1), (f"after {start} tokens", start, min(100, T - start)), ("window full", T, 20))
-    for streams, (of, peer), (name, length, count) in itertools.product((1, 16), peers.items() or [("", None)], jobs):
-        has_cache = "with cache" in of
-        if peer and has_cache == (name == "window full"):
-            continue  # the peer with a cache ends at the window; the other computes the whole window for each token
-        ids = torch.randint(1, args.vocab_size, (streams, length), device=device)
-        ours = 3 * count if name == "window full" else count  # so that the window's moving on has its share
-        sides = {"read": lambda: [weights.sum() for _ in range(100)]}
-        stream = functools.partial(model.generate, ids, temperature=0, step=fastest_step(model, streams))
-        sides["ours"] = lambda stream=stream, n=ours: list(itertools.islice(stream(), n))
-        if peer:
-            how = dict(greedy, min_new_tokens=count) if has_cache else {}
-            sides["peer"] = lambda ids=ids, n=count, peer=peer, how=how: peer.generate(ids, max_new_tokens=n, **how)
-        seconds = median_of_turns(sides)
-        rate = streams * count / seconds["peer"] if peer else None
-        figures = streams * ours / seconds["ours"], "tokens/s", rate, of, streams * 100 / seconds["read"], "reading the weights"
-        rows.append(row(f"generation, {streams} at once, {name}", *figures))
+    jobs = [("first token", start, 1), (f"after {start} tokens", start, min(100, T - start)), ("window full", T, 20)]
+    for peer in peers or [None]:
+        for streams, (name, length, count) in itertools.product(peer.streams if peer else (1, 16), jobs):
+            if peer and peer.has_cache == (length == T):
+                continue  # with a cache it ends at the window; without one it is compared where the window is full
+            ids = torch.randint(1, model.vocab_size, (streams, length), device=device)
+            ours = 3 * count if length == T else count  # so that the window's moving on has its share
+            stream = functools.partial(model.generate, ids, temperature=0, step=fastest_step(model, streams))
+            sides = {"read": lambda: [weights.sum() for _ in range(100)]}
+            sides["ours"] = lambda stream=stream, n=ours: list(itertools.islice(stream(), n))
+            if peer:
+                sides["peer"] = functools.partial(peer.generate, ids, count)
+            seconds = median_of_turns(sides)
+            rate = streams * count / seconds["peer"] if peer else None
+            beside, limit = peer.name if peer else "", streams * 100 / seconds["read"]
+            figures = streams * ours / seconds["ours"], "tokens/s", rate, beside, limit, "reading the weights"
+            rows.append(row(f"generation, {streams} at once, {name}", *figures))
     return rows
 
 

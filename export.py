@@ -3,22 +3,6 @@
 It makes the folder huggingface/ in out_dir anew, which transformers, and everything else that reads safetensors, opens
 without any code of ours: AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface").
 --gguf adds model.gguf, for llama.cpp. docs/use_your_model_elsewhere.md shows what opens it and how to publish it.
-
-Tensor for tensor the model is a dense Qwen3 (2025, arXiv:2505.09388). V = vocab_size, D = d_model, d = D / num_heads,
-M = the MLP's inner width:
-
-  llm.py, all with .weight   shape    transformers, after "model."    source
-  embedding                  (V, D)   embed_tokens; lm_head too      one matrix for both (arXiv:1608.05859)
-  blocks.N.attention_norm    (D,)     layers.N.input_layernorm       norm before each part (arXiv:2002.04745)
-  blocks.N.attention.
-    qkv_proj                 (3D, D)  self_attn.{q,k,v}_proj (D, D)  causal attention in heads (arXiv:1706.03762)
-    q_norm, k_norm           (d,)     self_attn.{q,k}_norm           per head (arXiv:2010.04245)
-    no tensor: rotate()               no tensor                      rotary positions (arXiv:2104.09864)
-    o_proj                   (D, D)   self_attn.o_proj               heads side by side
-  blocks.N.mlp_norm          (D,)     layers.N.post_attention_layernorm
-  blocks.N.mlp.gate_up_proj  (2M, D)  mlp.{gate,up}_proj (M, D)      SwiGLU (arXiv:2002.05202), no biases anywhere
-  blocks.N.mlp.down_proj     (D, M)   mlp.down_proj
-  norm                       (D,)     norm                           RMSNorm, like all of them (arXiv:1910.07467)
 """
 
 import json
@@ -30,64 +14,16 @@ from pathlib import Path
 
 import safetensors.torch
 from tokenizers import Tokenizer, processors
-from torch import Tensor
 
 from corpus.tokenizer import EOS, load_tokenizer
-from llm import LLM, NORM_EPS, ROTARY_BASE
+from llm import LLM
 from publishing.gguf_file import GGUF, gguf_file
 from publishing.model_card import UNKNOWN_LICENSE, license_of, model_card
+from publishing.qwen3 import qwen3_config, qwen3_tensors
 from support.checkpoint import TOKENIZER, load_model
 from support.cli import UserError, make_parser, parse_args, run_script
 
 FOLDER = "huggingface"
-
-
-def qwen3_tensors(model: LLM) -> dict[str, Tensor]:
-    """The weights by their names in Qwen3ForCausalLM. Its lm_head.weight is the embedding and is not stored again."""
-    named = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
-    for n, block in enumerate(model.blocks):
-        q, k, v = block.attention.qkv_proj.weight.chunk(3)  # each (D, D)
-        gate, up = block.mlp.gate_up_proj.weight.chunk(2)  # each (hidden, D)
-        parts = {
-            "input_layernorm": block.attention_norm.weight,
-            "self_attn.q_proj": q,
-            "self_attn.k_proj": k,
-            "self_attn.v_proj": v,
-            "self_attn.q_norm": block.attention.q_norm.weight,
-            "self_attn.k_norm": block.attention.k_norm.weight,
-            "self_attn.o_proj": block.attention.o_proj.weight,
-            "post_attention_layernorm": block.mlp_norm.weight,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": block.mlp.down_proj.weight,
-        }
-        named |= {f"model.layers.{n}.{name}.weight": tensor for name, tensor in parts.items()}
-    return {name: tensor.detach().float().clone() for name, tensor in named.items()}
-
-
-def qwen3_config(model: LLM, eos: int) -> dict:
-    """The contents of config.json: the architecture, by its names in Qwen3ForCausalLM."""
-    return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.d_model,
-        "intermediate_size": model.blocks[0].mlp.down_proj.in_features,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_heads,
-        "head_dim": model.d_model // model.num_heads,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.max_seq_len,
-        "rms_norm_eps": NORM_EPS,
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROTARY_BASE},
-        "rope_theta": ROTARY_BASE,  # where transformers 4 looks for it
-        "attention_bias": False,
-        "tie_word_embeddings": True,
-        "bos_token_id": eos,
-        "eos_token_id": eos,  # no pad_token_id: transformers would not train its vector, and <EOS> must be trained
-        "dtype": "float32",
-    }
 
 
 def exported_files(model: LLM, tokenizer: Tokenizer, card: str) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ def gguf_file(
 ) -> bytes:
     """The contents of model.gguf, in float32. quantize "q8_0": the matrices in 8 bits, with a scale for each 32 numbers.
 
-    config and tensors are those of transformers: export.py's qwen3_config() and qwen3_tensors(). Raises UserError
+    config and tensors are those of publishing/qwen3.py, by the names of transformers. Raises UserError
     if the package gguf is missing, or if q8_0 does not fit the width.
     """
     try:

@@ -1,21 +1,41 @@
-"""The models that bench.py measures beside ours: GPT-2 of transformers, and nanoGPT.
+"""What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, and our own model in llama.cpp.
 
 A function that ends in _steps returns a function that makes `count` training steps as the peer's own code makes them.
+Peers that are not installed raise ImportError.
 """
 
 import contextlib
 import io
+import itertools
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
 
+from corpus.tokenizer import EOS
+from llm import LLM
+from publishing.gguf_file import gguf_file
+from publishing.model_card import UNKNOWN_LICENSE
+from publishing.qwen3 import qwen3_config, qwen3_tensors
 from support.device import choose_device
 
 
+class GenerationPeer(NamedTuple):
+    """generate(ids, count) continues each row of ids (B, T) by its likeliest tokens, or such as cost as much."""
+
+    name: str
+    generate: Callable[[Tensor, int], object]
+    has_cache: bool = True  # of keys and values, up to the window; else it computes the whole window for each token
+    streams: tuple[int, ...] = (1, 16)  # how many rows it can take
+
+
 def gpt2_model(args: Namespace) -> torch.nn.Module:
-    """Raises ImportError if transformers is not installed."""
     from transformers import GPT2Config, GPT2LMHeadModel, logging
 
     logging.set_verbosity_error()
@@ -41,6 +61,16 @@ def gpt2_steps(args: Namespace, count: int) -> Callable[[], None]:
             optimizer.zero_grad()
 
     return steps
+
+
+def gpt2_generation(args: Namespace) -> GenerationPeer:
+    model = gpt2_model(args).eval()
+    greedy = dict(do_sample=False, use_cache=True, pad_token_id=0)
+
+    def generate(ids: Tensor, count: int):
+        return model.generate(ids, min_new_tokens=count, max_new_tokens=count, **greedy)
+
+    return GenerationPeer("transformers GPT-2 with cache", generate)
 
 
 def nanogpt_model(folder: str, args: Namespace) -> torch.nn.Module:
@@ -71,3 +101,27 @@ def nanogpt_steps(folder: str, args: Namespace, precision: str, count: int) -> C
             optimizer.zero_grad(set_to_none=True)
 
     return steps
+
+
+def nanogpt_generation(folder: str, args: Namespace) -> GenerationPeer:
+    generate = nanogpt_model(folder, args).eval().generate
+    return GenerationPeer("nanoGPT's sampling loop", generate, has_cache=False)
+
+
+def llama_cpp_generation(model: LLM, tokenizer: Tokenizer) -> GenerationPeer:
+    """The same model as export.py --gguf --quantize q8_0 writes it, with the settings of the package llama-cpp-python."""
+    import gguf  # noqa: F401, gguf_file() needs it
+    import llama_cpp
+
+    config = qwen3_config(model, tokenizer.token_to_id(EOS))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        tensors = {name: tensor.cpu() for name, tensor in qwen3_tensors(model).items()}
+        path.write_bytes(gguf_file(config, tensors, tokenizer, UNKNOWN_LICENSE, "q8_0"))
+        llama = llama_cpp.Llama(str(path), n_ctx=model.max_seq_len, verbose=False)
+
+    def generate(ids: Tensor, count: int):
+        llama.reset()  # else it would keep the prompt's keys and values of the last time
+        return list(itertools.islice(llama.generate(ids[0].tolist(), temp=0), count))
+
+    return GenerationPeer("llama.cpp, q8_0", generate, streams=(1,))

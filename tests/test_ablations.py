@@ -234,12 +234,12 @@ def test_the_experiment_ends_after_a_crash_and_repeats_nothing(tmp_path, monkeyp
     assert len(trained_here) == 3
     done = call("experiments.ablations", *flags)
     assert done.code == 0, done.err
-    assert len(trained_here) == len(set(trained_here)) == len(ABLATIONS) * (2 + 1)  # two rates, a second seed
+    assert len(trained_here) == len(set(trained_here)) == len(ABLATIONS) * (2 + 2)  # two rates, two seeds
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "ablations").rglob("*") if path.suffix != ".py"}
     again = call("experiments.ablations", *flags)
     assert again.out.splitlines()[-len(ABLATIONS) :] == done.out.splitlines()[-len(ABLATIONS) :]
-    assert len(trained_here) == len(ABLATIONS) * 3
+    assert len(trained_here) == len(ABLATIONS) * 4
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.is_file())
 
     result = json.loads((tmp_path / "ablations.json").read_text(encoding="utf-8"))

@@ -18,6 +18,7 @@ from corpus.sentences import split_sentences
 from corpus.tokenizer import encode_prompt, load_tokenizer, tokenizer_key, train_tokenizer
 from dataset import TextDataset, encode
 from llm import LLM, Cache
+from publishing.qwen3 import qwen3_tensors
 from support.cli import UserError
 
 NAMES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
@@ -120,7 +121,7 @@ def test_random_models_compute_the_same(seed, tokenizer, tmp_path):
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)
     expected = {name: parameter.grad for name, parameter in other.named_parameters()}  # the tied matrix is in it once
-    ours = export.qwen3_tensors(model)
+    ours = qwen3_tensors(model)
     assert ours.keys() == expected.keys()
     for name, gradient in ours.items():
         assert (gradient - expected[name]).abs().max() < 1e-4 * max(1, expected[name].abs().max()), name

@@ -14,9 +14,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from corpus.sentences import split_sentences
 from corpus.tokenizer import load_tokenizer, train_tokenizer
-from export import qwen3_config, qwen3_tensors
 from llm import LLM
 from publishing.gguf_file import gguf_file
+from publishing.qwen3 import qwen3_config, qwen3_tensors
 from support.cli import UserError
 
 # "gpt-2" in llama.cpp's llama-vocab.cpp; white space that it leaves over is a piece, too
