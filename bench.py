@@ -1,7 +1,8 @@
 """Benchmark speed against nanoGPT, transformers and the matmul limit:  python bench.py
 
-Prints a table and writes bench.json. Each line is the median of three rounds in which ours and its peer take turns, so that
-another process on the machine slows both down. It calls the steps of train.py and the generation of llm.py themselves.
+Prints a table and writes bench.json. Training, growth and generation are medians of three rounds in which the sides take turns,
+so that another process on the machine slows all of them down; memory, text and the first step are measured once. It calls the
+steps of train.py and the generation of llm.py themselves.
 Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates; our model exported to
 llama.cpp (llama-cpp-python and gguf); and with --nanogpt FOLDER a clone of karpathy/nanoGPT, its model compiled, and its own
 sampling loop. The text is that of --dataset.
@@ -34,7 +35,7 @@ from corpus.sources import load_articles, load_articles_or_bundled
 from corpus.token_files import Encoder, prepare_corpus
 from corpus.tokenizer import train_tokenizer
 from llm import LLM
-from support.cli import UserError, atomic_write, make_parser, parse_args, run_script
+from support.cli import UserError, make_parser, parse_args, run_script, write_json
 from support.device import choose_device, keep_freed_memory, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
@@ -50,7 +51,7 @@ synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: N
 def median_of_turns(sides: dict) -> dict[str, float]:
     """Seconds that each side, a function without arguments, takes: the median of ROUNDS rounds, in which they take turns."""
     taken = {name: [] for name in sides}
-    for name, side in sides.items():
+    for side in sides.values():
         side()  # once to warm up
     for _ in range(ROUNDS):
         for name, side in sides.items():
@@ -189,7 +190,7 @@ def bench_growth(args) -> list[dict]:
 
 
 def bench_generation(args) -> list[dict]:
-    """The first token, tokens with cached keys and values, and with the window full all along."""
+    """Tokens per second: the first token, later tokens with cached keys and values, and tokens while the window is full."""
     tokenizer = train_tokenizer(itertools.islice(load_articles(args.dataset, args.text_column), 500), args.vocab_size)
     device, rows = choose_device()[0], []
     model = new_model(args, vocab_size=tokenizer.get_vocab_size()).eval()
@@ -198,25 +199,25 @@ def bench_generation(args) -> list[dict]:
         peers.append(gpt2_generation(args))
     with contextlib.suppress(ImportError):
         peers.append(llama_cpp_generation(model, tokenizer))
-    # A token reads every weight once: what that takes at least, a sum over as many numbers shows.
+    # Each token must read every weight once. Summing as many numbers takes about the least time for that.
     weights = torch.randn(sum(p.numel() for p in model.parameters()), device=device)
     T, start = args.max_seq_len, min(28, args.max_seq_len // 4)
     jobs = [("first token", start, 1), (f"after {start} tokens", start, min(100, T - start)), ("window full", T, 20)]
-    for peer in peers or [None]:
-        for streams, (name, length, count) in itertools.product(peer.streams if peer else (1, 16), jobs):
-            if peer and peer.has_cache == (length == T):
-                continue  # with a cache it ends at the window; without one it is compared where the window is full
-            ids = torch.randint(1, model.vocab_size, (streams, length), device=device)
-            ours = 3 * count if length == T else count  # so that the window's moving on has its share
-            stream = functools.partial(model.generate, ids, temperature=0, step=fastest_step(model, streams))
-            sides = {"read": lambda: [weights.sum() for _ in range(100)]}
-            sides["ours"] = lambda stream=stream, n=ours: list(itertools.islice(stream(), n))
-            if peer:
-                sides["peer"] = functools.partial(peer.generate, ids, count)
-            seconds = median_of_turns(sides)
-            rate = streams * count / seconds["peer"] if peer else None
-            beside, limit = peer.name if peer else "", streams * 100 / seconds["read"]
-            figures = streams * ours / seconds["ours"], "tokens/s", rate, beside, limit, "reading the weights"
+    for streams, (name, length, count) in itertools.product((1, 16), jobs):
+        ids = torch.randint(1, model.vocab_size, (streams, length), device=device)
+        ours = 3 * count if length == T else count  # so that the window's moving on has its share
+        stream = functools.partial(model.generate, ids, temperature=0, step=fastest_step(model, streams))
+        sides = {"read": lambda: [weights.sum() for _ in range(100)]}
+        sides["ours"] = lambda stream=stream, n=ours: list(itertools.islice(stream(), n))
+        # A peer with a cache ends at the window; one without a cache is compared where the window is full
+        for peer in peers:
+            if streams in peer.streams and peer.has_cache == (length < T):
+                sides[peer.name] = functools.partial(peer.generate, ids, count)
+        seconds = median_of_turns(sides)
+        rate, limit = streams * ours / seconds.pop("ours"), streams * 100 / seconds.pop("read")
+        for peer_name, taken in seconds.items() or [("", None)]:
+            peer_rate = streams * count / taken if taken else None
+            figures = rate, "tokens/s", peer_rate, peer_name, limit, "reading the weights"
             rows.append(row(f"generation, {streams} at once, {name}", *figures))
     return rows
 
@@ -270,18 +271,20 @@ def text_peak(path: str, folder: str, args) -> tuple[float, float]:
 
 def first_step(args, folder: Path) -> float:
     """Seconds from starting train.py to its first step done, that is to the first row of its log."""
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
     log = folder / "run" / "training_log.csv"
     log.unlink(missing_ok=True)
-    flags = dict(dataset=args.dataset, text_column=args.text_column, out_dir=log.parent, eval_every=1, eval_windows=1)
+    flags = {name: value for name, value in vars(args).items() if name not in ("given", "nanogpt")}
+    flags |= {"out_dir": log.parent, "eval_every": 1, "eval_windows": 1}
     command = [sys.executable, Path(__file__).with_name("train.py"), *(f"--{name}={value}" for name, value in flags.items())]
     start, nowhere = time.perf_counter(), subprocess.DEVNULL
-    run = subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere)
+    run = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
     while run.poll() is None and not log.exists():
         time.sleep(0.05)
     seconds = time.perf_counter() - start
     run.kill()
     run.wait()
+    if not log.exists():
+        raise UserError(f"{' '.join(map(str, command))}  ended before its first step")
     return seconds
 
 
@@ -304,6 +307,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a clone of karpathy/nanoGPT to measure beside [none]")
     args = parse_args(parser)
+    (out := Path(args.out_dir)).mkdir(parents=True, exist_ok=True)  # before anything is measured
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").exists():
         raise UserError(f"--nanogpt {args.nanogpt}: there is no model.py in it")
     _, args.dataset = load_articles_or_bundled(args.dataset, args.text_column)
@@ -319,9 +323,8 @@ def main() -> None:
         new = part()
         show(new)
         rows += new
-    with atomic_write(out := Path(args.out_dir) / "bench.json") as temporary:
-        temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1, ensure_ascii=False), encoding="utf-8")
-    print(f"saved {out}")
+    write_json(out / "bench.json", {"machine": machine, "rows": rows})
+    print(f"saved {out / 'bench.json'}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from corpus.sources import load_articles_or_bundled
+from corpus.sources import BUNDLED, load_articles_or_bundled
 from corpus.token_files import Corpus, prepare_corpus
 from corpus.tokenizer import encode, tokenizer_key
 from llm import LLM
@@ -55,6 +55,11 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
     corpus, name = load_text(args)
     same_text = model.trained_on.get("text", corpus.key) == corpus.key  # older weights do not name their text
     if not same_text or tokenizer_key(corpus.tokenizer) != tokenizer_key(tokenizer):
+        if name == BUNDLED != args.dataset:  # it stands in for the data set
+            raise UserError(
+                f"the model in {args.out_dir} was trained on {args.dataset}, and the Hugging Face hub cannot be reached: "
+                "try again when it can"
+            )
         raise UserError(
             f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out the flags of "
             "the text, or give those that train.py had (--dataset, --text_column, --val_fraction, --vocab_size)"
@@ -63,7 +68,7 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
 
 
 class TextDataset(torch.utils.data.Dataset):
-    """A sequence of tokens, from number `first` on, cut into windows of max_seq_len. A short tail is left out.
+    """A sequence of tokens, from token `first` on, cut into windows of max_seq_len. A short tail is left out.
 
     Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). Windows do not overlap, and each target is the
     token one step ahead of its input:

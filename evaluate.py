@@ -19,7 +19,7 @@ from evaluation.case_endings import evaluate_cases
 from evaluation.facts import BUNDLED_FACTS, evaluate_facts, load_facts
 from evaluation.minimal_pairs import evaluate_pairs, load_pairs
 from evaluation.perplexity import evaluate_text
-from evaluation.report import PICTURE, RESULTS, draw, load_results, report
+from evaluation.report import HELD_OUT, PICTURE, RESULTS, draw, load_results, report
 from evaluation.samples import evaluate_samples
 from evaluation.scoring import Scorer
 from evaluation.words import words_of
@@ -86,7 +86,7 @@ def main() -> None:
         ids = text_ids or corpus.val.tolist()
         held_out = decode_sentences(tokenizer, ids)
         result = evaluate_text(scorer, ids, "".join(held_out), corpus.train)
-        name = args.text or f"the articles held out from {corpus_name}"
+        name = args.text or HELD_OUT + corpus_name
         report("text", {"name": name} | result, results, folder)
     if everything or args.facts:
         train_words = words_of(decode_sentences(tokenizer, corpus.train.tolist()))

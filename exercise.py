@@ -40,13 +40,19 @@ GIVEN = ("__init__", "rotary", "architecture", "get_extra_state", "set_extra_sta
 
 def read_chapter() -> tuple[str, dict[str, str], dict[str, str]]:
     """How the file begins; the title of each step, and what is to be written in it, by the step's name."""
-    sections = re.split(r"^## \d+\. (\w+): (.+)$", CHAPTER.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    blocks = [re.findall(r"^```python\n(.*?)\n```$", section, re.MULTILINE | re.DOTALL) for section in sections]
-    titles, stubs = dict(zip(sections[1::3], sections[2::3])), {}
-    for name, code in zip(titles, blocks[3::3]):
-        ours = OURS.get(name, [])
+    # What precedes step 1; then of each step its name, its title and its text
+    before, *steps = re.split(r"^## \d+\. (\w+): (.+)$", CHAPTER.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    names, titles, texts = steps[::3], steps[1::3], steps[2::3]
+    stubs = {}
+    for name, text in zip(names, texts):
+        ours, code = OURS.get(name, []), python_blocks(text)
         stubs[name] = "\n\n\n".join([*map(stub, ours, code), *code[len(ours) :]])
-    return blocks[0][0], titles, stubs
+    return python_blocks(before)[0], dict(zip(names, titles)), stubs
+
+
+def python_blocks(text: str) -> list[str]:
+    """The code in the ```python blocks of a Markdown text."""
+    return re.findall(r"^```python\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
 
 
 def stub(ours: Callable, example: str) -> str:
@@ -107,7 +113,8 @@ def check(stubs: dict[str, str]) -> dict[str, str]:
     """What is wrong with each step, "" if it passes. Raises UserError if the reader's file cannot be loaded."""
     if not FILE.exists():
         raise UserError(f"there is no {FILE} here: write it with  python exercise.py start")
-    source, mine, problems = FILE.read_bytes().decode(errors="replace"), ModuleType(FILE.stem), {}
+    source = FILE.read_text(encoding="utf-8-sig", errors="replace")  # some editors of Windows write a mark at the beginning
+    mine, problems = ModuleType(FILE.stem), {}
     problem = attempt(lambda: exec(compile(source, str(FILE), "exec"), vars(mine)))
     if problem:
         raise UserError(f"{FILE} does not run: {problem}")

@@ -1,7 +1,7 @@
 """Export the trained model to the layout of Hugging Face:  python export.py
 
-It makes the folder huggingface/ in out_dir anew, which transformers, and everything else that reads safetensors, opens
-without any code of ours: AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface").
+It replaces the folder huggingface/ in out_dir. transformers, and every other program that reads safetensors, opens it without
+our code: AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface").
 --gguf adds model.gguf, for llama.cpp. docs/use_your_model_elsewhere.md shows what opens it and how to publish it.
 """
 

@@ -19,19 +19,19 @@ from support.cli import check, make_parser, parse_args, run_script
 from support.numpy_decoder import fastest_step
 
 
-def text_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of the tokens as they come, with an empty line after an article.
+def text_stream(tokenizer: Tokenizer, ids: Iterable[int], prompt: str = "") -> Iterator[str]:
+    """The text of the tokens as they come after the prompt, with an empty line after an article.
 
     A token may hold a part of a character's bytes, so tokens wait until their characters are complete. Inside an article
     there is white space before <EOS>; without it, the article ends.
     """
-    eos, waiting, last_text = tokenizer.token_to_id(EOS), [], " "
+    eos, waiting, last_text = tokenizer.token_to_id(EOS), [], prompt or " "
     for token in ids:
         waiting.append(token)
         text = tokenizer.decode(waiting)
         if token == eos and not (text or last_text)[-1].isspace():
             text += "\n\n"
-        complete = not text.endswith("\ufffd") or len(waiting) > 8  # no character has more bytes: these are broken
+        complete = not text.endswith("\ufffd") or len(waiting) > 8  # a character has 4 bytes at most: these are broken
         if text and complete:
             yield text
             waiting, last_text = [], text
@@ -88,12 +88,12 @@ def main() -> None:
     if args.num_samples == 1:  # print the text as it comes
         print(prompt, end="", flush=True)
         ids = (token.item() for token in tokens)
-        for text in text_stream(tokenizer, first_sentences(ids, eos, args.sentences)):
+        for text in text_stream(tokenizer, first_sentences(ids, eos, args.sentences), prompt):
             print(text, end="", flush=True)
         print()
     else:
         for ids in torch.stack(list(tokens), dim=1).tolist():
-            text = "".join(text_stream(tokenizer, first_sentences(ids, eos, args.sentences)))
+            text = "".join(text_stream(tokenizer, first_sentences(ids, eos, args.sentences), prompt))
             print(prompt + text, end="\n\n")
 
 

@@ -1,7 +1,7 @@
 """The model: a decoder-only transformer, written out from nn.Linear, nn.Embedding and tensor operations.
 
 It takes token ids and returns, for every position, the logits (unnormalised log-probabilities) of the next token.
-The architecture is the dense Qwen3 (2025, arXiv:2505.09388); export.py lists its names for these tensors.
+The architecture is the dense Qwen3 (2025, arXiv:2505.09388); publishing/qwen3.py lists its names for these tensors.
 
 Shapes in the comments: B sequences of T tokens, S positions attended to, D = d_model, H heads of size d = D / H.
 """
@@ -257,12 +257,12 @@ def sample(
 
     top_k > 0 draws from the k likeliest tokens only (Fan et al. 2018, arXiv:1805.04833). top_p < 1 draws from the
     fewest likeliest tokens that together have probability top_p (Holtzman et al. 2020, arXiv:1904.09751).
-    Temperature 0 takes the likeliest token.
+    Temperature 0 (below 1e-6) takes the likeliest token.
     """
-    if temperature == 0:
+    if temperature < 1e-6:
         return logits.argmax(dim=-1)
     logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # the likeliest first
-    logits = logits - logits[:, :1]  # 0 for the likeliest: divided by a tiny temperature it stays finite
+    logits = logits - logits[:, :1]  # 0 for the likeliest, so that no exponential overflows at a low temperature
     probabilities = (logits / temperature).softmax(dim=-1)
     if top_p < 1:
         likelier = probabilities.cumsum(dim=-1) - probabilities  # the probability of all likelier tokens together

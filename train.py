@@ -58,7 +58,7 @@ def training_step(
 
 @torch.no_grad()
 def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: torch.device, dtype: torch.dtype) -> float:
-    """Mean loss in nats per token over an even sample of about eval_windows windows of held-out tokens."""
+    """Mean loss in nats per token over held-out windows: all of them, or an even sample of at most eval_windows."""
     windows = TextDataset(tokens, min(args.max_seq_len, len(tokens) - 1))
     chosen = range(0, len(windows), math.ceil(len(windows) / args.eval_windows))
     loss_of = TrainingLoss(model.eval(), device, dtype)  # not compiled: other shapes would have to be compiled again
@@ -70,7 +70,7 @@ def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: tor
 
 
 def steps_in_epoch(tokens: np.ndarray, max_seq_len: int, batch_size: int) -> int:
-    """How many full batches an epoch has wherever its windows begin. At least 1, for a text of less than a batch."""
+    """The number of full batches in an epoch, wherever its windows begin. At least 1, for a text of less than a batch."""
     return max(1, (len(TextDataset(tokens, max_seq_len)) - 1) // batch_size)
 
 

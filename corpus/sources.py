@@ -26,8 +26,10 @@ BUNDLED_FILE = Path(__file__).parent.parent / "data" / "articles.jsonl"
 STANDS_IN_FOR = "Den4ikAI/russian_cleared_wikipedia"  # the data set of the hub, if the hub cannot be reached
 FORMATS = (".jsonl", ".json", ".txt", ".csv", ".parquet")
 # What train.py and the other scripts write into out_dir, which may also hold the text
-OUTPUT_FILES = ("training_log.csv", "training_samples.jsonl", "evaluation.json", "bench.json", "bpe_tokenizer.json")
-OUTPUT_FOLDERS = ("cache", "huggingface", "previous", "snapshots")
+OUTPUT_FILES = {"training_log.csv", "training_samples.jsonl", "evaluation.json", "bench.json", "bpe_tokenizer.json"}
+OUTPUT_FILES |= {f"{name}.json" for name in ("emergence", "case_circuit", "case_circuit_pair", "ablations", "scaling")}
+OUTPUT_FOLDERS = {"cache", "huggingface", "previous", "previous.moving", "previous.old", "snapshots"}
+OUTPUT_FOLDERS |= {"ablations", "scaling", "recipes"}
 HUB_PATIENCE = 5  # seconds within which the hub must answer
 
 
@@ -58,23 +60,31 @@ def load_articles(name: str, column: str) -> Articles:
 
     Raises ConnectionError if the hub cannot be reached and no copy is cached, UserError for everything else.
     """
+    if name == BUNDLED:  # ./bundled is a folder of that name
+        return load_files(BUNDLED_FILE, "sample")
     path = Path(name).expanduser()
     if path.exists():
         return load_files(path, column)
-    if name == BUNDLED:
-        return load_files(BUNDLED_FILE, "sample")
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and not format_of(path):
+    if is_hub_name(name):
         return load_from_hub(name, column)
     raise UserError(f"{name}: no such file or folder (and a data set of the hub is called owner/name)")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the name is that of a data set of the hub, and not of a file or folder."""
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not format_of(Path(name)) and not Path(name).exists()
 
 
 def load_articles_or_bundled(name: str, column: str) -> tuple[Articles, str]:
     """load_articles(), and the name of what was loaded: the bundled encyclopedia stands in for its data set of the hub.
 
-    Raises UserError for everything that is wrong.
+    A folder that is called like a data set of the hub, texts/books, is named ./texts/books, so that the two can be told
+    apart where the folder is not. Raises UserError for everything that is wrong.
     """
     try:
-        return load_articles(name, column), name
+        articles = load_articles(name, column)
+        is_local = Path(name).exists() and re.match(r"\w[\w.-]*/", name)
+        return articles, f"./{name}" if is_local else name
     except ConnectionError as error:
         if name != STANDS_IN_FOR:
             raise UserError(

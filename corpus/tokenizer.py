@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from corpus.sentences import split_sentences
+from corpus.sources import clean
 from support.cli import UserError
 
 if TYPE_CHECKING:
@@ -111,10 +112,11 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[str, list[int]]:
     """The prompt as it is shown, and its token ids: <EOS> first, since every sentence in training follows one.
 
-    White space at the end is dropped, since the model predicts it. A finished last sentence is followed by <EOS>.
+    It is cleaned as the training text is. White space at the end is dropped, since the model predicts it. A finished last
+    sentence is followed by <EOS>.
     """
-    prompt = prompt.encode("utf-8", "replace").decode("utf-8").rstrip()  # broken bytes of a command line become "?"
-    finished = bool(prompt) and len(split_sentences(prompt + " А")) > len(split_sentences(prompt))
+    prompt = clean(prompt).rstrip()
+    finished = bool(prompt) and split_sentences(prompt + " А")[-1] == "А"  # a word that follows begins a sentence
     if finished:
         prompt += " "
     ids = encode(tokenizer, prompt)

@@ -21,7 +21,7 @@ from evaluation.words import WORD, lemma, morphology
 from support.cli import UserError
 
 BUNDLED_FACTS = Path(__file__).parent.parent / "data" / "facts.jsonl"
-NUM_SENTENCES = {"0": (0, 0), "1": (1, 1), "2": (2, 2), "3": (3, 3), "4 and more": (4, math.inf)}  # groups of facts
+SENTENCE_GROUPS = {"0": (0, 0), "1": (1, 1), "2": (2, 2), "3": (3, 3), "4 and more": (4, math.inf)}  # groups of facts
 LEAST_SHARE = 1e-9  # of an answer's probability: rounding could leave less than nothing to it
 
 
@@ -83,7 +83,7 @@ def evaluate_facts(scorer: Scorer, facts: list[Fact], train_words: Iterable[list
 
     num_sentences = count_sentences(facts, train_words)
     by_sentences = {}
-    for name, (low, high) in NUM_SENTENCES.items():
+    for name, (low, high) in SENTENCE_GROUPS.items():
         chosen = [row for row, number in zip(by_prompt, num_sentences) if low <= number <= high]
         if chosen:
             by_sentences[name] = summary(chosen)
@@ -111,22 +111,28 @@ def summaries(facts: list[Fact], rows: list[dict]) -> dict[str, dict]:
 
 
 def summary(rows: list[dict]) -> dict[str, int | float]:
-    """Top-1 accuracy, mean reciprocal rank, exact matches and chance. Without any rows: the count alone."""
+    """Top-1 accuracy, mean reciprocal rank, exact matches and chance. Without any rows: the count alone.
+
+    The corrected figures are those of the rows that have a corrected rank, and are left out if none has.
+    """
     if not rows:
         return {"count": 0}
 
-    def mean(values: Iterable[float]) -> float:
-        return sum(values) / len(rows)
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
 
-    return {
+    figures = {
         "count": len(rows),
-        "top1": mean(row["rank"] == 1 for row in rows),
-        "top1_corrected": mean(row["rank_corrected"] == 1 for row in rows),
-        "mrr": mean(1 / row["rank"] for row in rows),
-        "mrr_corrected": mean(1 / row["rank_corrected"] for row in rows),
-        "exact": mean(row["exact"] for row in rows),
-        "chance": mean(1 / row["candidates"] for row in rows),
+        "top1": mean([row["rank"] == 1 for row in rows]),
+        "mrr": mean([1 / row["rank"] for row in rows]),
+        "exact": mean([row["exact"] for row in rows]),
+        "chance": mean([1 / row["candidates"] for row in rows]),
     }
+    corrected = [row["rank_corrected"] for row in rows if "rank_corrected" in row]
+    if corrected:
+        figures["top1_corrected"] = mean([each == 1 for each in corrected])
+        figures["mrr_corrected"] = mean([1 / each for each in corrected])
+    return figures
 
 
 # Ranks
@@ -140,13 +146,17 @@ def rank_answers(
     "rank" is by log p, see answer_logprobs(). "rank_corrected" is by log p minus the log of the answer's mean
     probability after all prompts of the relation: an answer that is likely whatever is asked gains nothing from that
     (pointwise mutual information, as in Holtzman et al. 2021, arXiv:2104.08315, who have a neutral prompt in place of
-    the mean). Ties count as wrong. "exact": the likeliest continuation begins with the answer, not with a longer one.
+    the mean). A relation with one prompt alone has no "rank_corrected": the mean would be that prompt's own, and all
+    answers would tie. Ties count as wrong. "exact": the likeliest continuation begins with the answer, not with a
+    longer one.
     """
     if not facts:
         return []
     logprobs = answer_logprobs(scorer, facts, prompts, candidates, title)
     everywhere = defaultdict(list)  # (relation, answer) -> log p after each prompt
-    for fact, scores in zip(facts, logprobs):
+    prompts_of = defaultdict(set)  # relation -> its different prompts
+    for fact, prompt, scores in zip(facts, prompts, logprobs):
+        prompts_of[fact.relation].add(prompt)
         for answer, score in scores.items():
             everywhere[fact.relation, answer].append(score)
     mean_logprobs = {key: float(np.logaddexp.reduce(each)) - math.log(len(each)) for key, each in everywhere.items()}
@@ -157,14 +167,15 @@ def rank_answers(
 
     rows = []
     for fact, scores, text in zip(facts, logprobs, written):
-        corrected = {answer: score - mean_logprobs[fact.relation, answer] for answer, score in scores.items()}
         row = {
             "candidates": len(scores),
             "rank": rank(scores, fact.answer),
-            "rank_corrected": rank(corrected, fact.answer),
             "exact": first_answer(text.strip(), candidates[fact.relation]) == fact.answer,
             "written": text.strip(),
         }
+        if len(prompts_of[fact.relation]) > 1:
+            corrected = {answer: score - mean_logprobs[fact.relation, answer] for answer, score in scores.items()}
+            row["rank_corrected"] = rank(corrected, fact.answer)
         rows.append(row)
     return rows
 

@@ -14,8 +14,9 @@ def evaluate_text(scorer: Scorer, ids: list[int], text: str, train: np.ndarray) 
     """How well the token ids of a text, <EOS> included, are predicted by the model, by count models, and by xz.
 
     Per token it is the perplexity, exp of the mean loss; per character and per byte of the text it is in bits. The
-    window slides by half its length, so that every token has half a window before it. "fixed windows" do not overlap,
-    and the loss by position is theirs. An <EOS> stands before the text. xz (preset 9) compresses the text alone.
+    window slides by half its length, so that every token has at least half a window before it, or all that there is.
+    "fixed windows" do not overlap, and the loss by position is theirs. An <EOS> stands before the text. xz (preset 9)
+    compresses the text alone.
     """
     num_chars, num_bytes, window = len(text), len(text.encode()), scorer.model.max_seq_len
     sequence = np.array([scorer.eos, *ids])

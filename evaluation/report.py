@@ -10,12 +10,13 @@ import numpy as np
 
 from evaluation.case_endings import CASES
 from support.checkpoint import LOG, PARAMETERS
-from support.cli import atomic_write
+from support.cli import atomic_write, write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS, PICTURE = "evaluation.json", "evaluation.png"
+HELD_OUT = "the articles held out from "  # so begins the name of the held-out text; the training text's own follows
 
 
 def load_results(folder: Path) -> dict:
@@ -33,8 +34,7 @@ def load_results(folder: Path) -> dict:
 def report(part: str, result: dict, results: dict, folder: Path) -> None:
     """Add the result of a part to the results, write evaluation.json, and only then print the result."""
     results[part] = result
-    with atomic_write(folder / RESULTS) as temporary:
-        temporary.write_text(json.dumps(results, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(folder / RESULTS, results)
     PRINTERS[part](result)
 
 
@@ -98,7 +98,7 @@ FACT_COLUMNS = {"top1": "top-1", "top1_corrected": "corrected", "mrr": "MRR", "e
 
 
 def fact_cell(key: str, part: dict) -> str:
-    if not part["count"]:
+    if key not in part:  # nothing was asked, or nothing whose rank can be corrected
         return "–"
     return f"{part[key]:.3f}" if key == "mrr" else f"{part[key]:.1%}"
 
@@ -110,9 +110,9 @@ def print_facts(result: dict) -> None:
     rows = []
     for name, part in prompts.items():
         cells = [fact_cell(key, part) for key in FACT_COLUMNS]
-        if asked_twice:  # chance is the last column, and the same for both
+        if asked_twice:
             other = paraphrases.get(name, {"count": 0})
-            cells[:-1] = [f"{cell} / {fact_cell(key, other)}" for key, cell in zip(FACT_COLUMNS, cells[:-1])]
+            cells = [f"{cell} / {fact_cell(key, other)}" for key, cell in zip(FACT_COLUMNS, cells)]
         rows.append((name, part["count"], *cells))
     title = "Facts, the answers of a relation competing"
     title += ": prompt (recitation?) / paraphrase (knowledge?)" if asked_twice else ""
@@ -171,12 +171,10 @@ PRINTERS = {
 
 def draw(results: dict, folder: Path) -> None:
     """Write evaluation.png: training_log.csv as a curve, loss by position, facts by relation, confusion of cases."""
-    import matplotlib
+    from matplotlib.figure import Figure  # here, because it takes a second
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, ((curve, position), (facts, cases)) = plt.subplots(2, 2, figsize=(13, 10), layout="constrained")
+    figure = Figure((13, 10), layout="constrained")
+    (curve, position), (facts, cases) = figure.subplots(2, 2)
     curve.set_title("training")
     position.set_title("loss by position")
     facts.set_title("facts: the right answer is the likeliest")
@@ -193,7 +191,6 @@ def draw(results: dict, folder: Path) -> None:
         draw_confusion(cases, np.array(results["cases"]["confusion"]))
     with atomic_write(folder / PICTURE) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
-    plt.close(figure)
 
 
 def draw_training(axes: "Axes", log: Path) -> None:
@@ -216,7 +213,7 @@ def draw_facts(axes: "Axes", result: dict) -> None:
         bars["paraphrase"] = paraphrases
     height = 0.8 / len(bars)
     for i, (label, parts) in enumerate(bars.items()):
-        top1 = [parts[relation]["top1"] if relation in parts else 0 for relation in relations]
+        top1 = [parts[relation]["top1"] if relation in parts else np.nan for relation in relations]
         axes.barh(places + (i - (len(bars) - 1) / 2) * height, top1, height, label=label)
     axes.plot([result["by_relation"][relation]["chance"] for relation in relations], places, "k|", label="chance")
     axes.set_yticks(places, relations, fontsize=min(10, 250 / len(relations)))  # so that many have room

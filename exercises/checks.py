@@ -113,7 +113,8 @@ def check_windows(mine: ModuleType) -> None:
 
 
 def check_softmax(mine: ModuleType) -> None:
-    x = (x := randn(2, 3, 4)) - x.amax(-1, keepdim=True)  # so a slip is the same with the largest x subtracted and without
+    x = randn(2, 3, 4)
+    x = x - x.amax(-1, keepdim=True)  # so a slip is the same with the largest x subtracted and without
     expect("softmax(x)", mine.softmax(x.clone()), F.softmax(x, -1), {
         "the softmax is over the wrong axis: each row of the last axis sums to 1": F.softmax(x, -2),
         "divided by the sum of everything": x.exp() / x.exp().sum(), "not divided by the sum": x.exp()})
@@ -207,17 +208,20 @@ def check_block(mine: ModuleType) -> None:
 
 
 def check_model(mine: ModuleType) -> None:
-    (module, w), ids = randomized(mine.LLM(7, 12, 3, 2, 8)), tensor([[3, 1, 4, 1, 5], [6, 5, 0, 2, 2]])
+    (module, w), ids = randomized(mine.LLM(7, 12, 3, 2, 8, 1.0)), tensor([[3, 1, 4, 1, 5], [6, 5, 0, 2, 2]])
     blocks = [{name[9:]: weight for name, weight in w.items() if name.startswith(f"blocks.{i}.")} for i in (0, 1)]
     first = block(blocks[0], w["embedding"][ids], 3)
     right = block(blocks[1], first, 3)
     expect("residual(input_ids)", module.residual(ids), right, {
+        "dropout is for training alone: F.dropout() needs self.training": right * 0,
         "only one block is used": first,
         "each block reads what the one before it returns": block(blocks[1], w["embedding"][ids], 3)})
     logits = normed(right, w["norm"]) @ w["embedding"].T
     expect("logits(x)", module.logits(right), logits, {
         "the last norm is missing": right @ w["embedding"].T, "logits have no softmax": logits.softmax(-1)})
     expect("LLM(input_ids)", module(ids), logits, {"every position predicts, not only the last": logits[:, -1]})
+    expect("residual(input_ids) in training with dropout 1", module.train().residual(ids), right * 0, {
+        "dropout of the embedding is missing": w["embedding"][ids]})
 
 
 def check_sample(mine: ModuleType) -> None:
@@ -232,7 +236,7 @@ def check_sample(mine: ModuleType) -> None:
         ((1.0, 0, 0.6), chances(1, 2), {"the token that crosses top_p stays": chances(1, 1), "top_p is not used": chances(1)}),
         ((0.5, 0, 0.5), chances(2, 1), {"the temperature comes before top_p": chances(2, 2)}),
     ):
-        draws = [mine.sample(p.log().repeat(3000, 1), *options, generator=torch.Generator().manual_seed(7)) for _ in "12"]
+        draws = [mine.sample(p.log().repeat(3000, 1), *options, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
         expect("the shape of the tokens", [list(tokens.shape) for tokens in draws], [[3000]] * 2)
         slips["the place in sorted order is returned, not the token id"] = right.sort(descending=True)[0]
         shares = torch.bincount(draws[0], minlength=4) / 3000
@@ -241,15 +245,22 @@ def check_sample(mine: ModuleType) -> None:
 
 
 def check_adam(mine: ModuleType) -> None:
-    given, averages, m, v = (p := randn(2, 3)).clone(), [(p * 0, p * 0)], p * 0, p * 0
+    p = randn(2, 3)
+    m = v = p * 0
+    given, averages = [p.clone(), p.clone()], [(p * 0, p * 0), (p * 0, p * 0)]  # equal parameters with equal gradients
     for step, g in enumerate(randn(3, 2, 3), start=1):
-        given.grad, m, v = g.clone(), 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
+        for each in given:
+            each.grad = g.clone()
+        mine.adam_step(given, averages, step, 0.1, (0.8, 0.9), 0.1)
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g
         m_hat, v_hat = m / (1 - 0.8**step), v / (1 - 0.9**step)
-        mine.adam_step([given], averages, step, 0.1, (0.8, 0.9), 0.1)
-        expect(f"p after step {step}", given, right := p - 0.1 * m_hat / (v_hat.sqrt() + 0.1), {
-            "the bias of m and v is not corrected: divide by 1 - beta^step": p - 0.1 * m / (v.sqrt() + 0.1),
-            "the root of v is missing": p - 0.1 * m_hat / (v_hat + 0.1),
-            "the step goes uphill: subtract it": p + 0.1 * m_hat / (v_hat.sqrt() + 0.1),
-            "nothing has changed: change p in place": p})
-        expect("p.grad after the step", given.grad, None, {"it is not reset, so the next backward() adds to it": g})
+        right = p - 0.1 * m_hat / (v_hat.sqrt() + 0.1)
+        for which, each in zip(("the first p", "the second p"), given):
+            expect(f"{which} after step {step}", each, right, {
+                "the bias of m and v is not corrected: divide by 1 - beta^step": p - 0.1 * m / (v.sqrt() + 0.1),
+                "the root of v is missing": p - 0.1 * m_hat / (v_hat + 0.1),
+                "the step goes uphill: subtract it": p + 0.1 * m_hat / (v_hat.sqrt() + 0.1),
+                "it has not changed: change every p, in place": p})
+            expect(f"the grad of {which} after the step", each.grad, None, {
+                "it is not reset, so the next backward() adds to it": g})
         p = right

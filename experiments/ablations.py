@@ -3,7 +3,7 @@
 Trains the model of llm.py, and again with one part left out at a time, each at the best of three learning rates. Prints
 a table, and writes ablations.json and ablations.png to out_dir. The runs are kept in out_dir/ablations: one that is done
 is not repeated, and the same command started twice shares them out. The changed models are files there, too, and
-python train.py --model FILE  trains one alone.
+python train.py --model FILE  trains one alone; generate.py computes with llm.py and does not fit it.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from tqdm import tqdm
 
 from corpus.token_files import Corpus
 from corpus.tokenizer import decode_sentences
-from dataset import load_text
+from dataset import text_settings
 from evaluation.case_endings import evaluate_cases
 from evaluation.minimal_pairs import Pair, evaluate_pairs, load_pairs
 from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
 from experiments.ablated_models import ABLATIONS, WHOLE, write_model
-from experiments.harness import ROOT, SHORT_RUNS, Outcome, compare, last_row, shown
+from experiments.harness import ROOT, SHORT_RUNS, Outcome, compare, last_row, load_corpus, read_flags, shown
 from llm import LLM
 from support.checkpoint import PARAMETERS, read_torch_file
-from support.cli import UserError, atomic_write, check, make_parser, parse_args, run_script
+from support.cli import UserError, atomic_write, make_parser, run_script, write_json
 from support.device import choose_device
 from support.model_class import model_class
 
@@ -59,7 +59,7 @@ def train_all(recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace
 def measure(run: Path, recipe: dict, corpus: Corpus, pairs: list[Pair], args: Namespace) -> dict[str, float]:
     """The figures of a run's model, and its number of parameters. They are kept in the folder of the run."""
     code = [path.read_text(encoding="utf-8") for path in (Path(__file__), *sorted((ROOT / "evaluation").glob("*.py")))]
-    key = hashlib.blake2b(json.dumps([code, pairs]).encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(json.dumps([code, pairs, args.seed]).encode(), digest_size=8).hexdigest()
     kept = run / f"figures-{key}.json"
     if kept.exists():
         return json.loads(kept.read_text(encoding="utf-8"))
@@ -72,12 +72,13 @@ def measure(run: Path, recipe: dict, corpus: Corpus, pairs: list[Pair], args: Na
     held_out = even_sample(decode_sentences(corpus.tokenizer, corpus.val.tolist()), MOST_SENTENCES)
     figures = {"parameters": sum(map(Tensor.numel, model.parameters()))}
     figures |= {"nats": log["val_loss"], "bits/char": log["bits_per_char"]}
-    figures["case endings"] = evaluate_cases(scorer, held_out)["overall"].get("accuracy", 0.0)
+    cases = evaluate_cases(scorer, held_out)["overall"]
+    if cases["count"]:  # a text may have no word whose case is known
+        figures["case endings"] = cases["accuracy"]
     figures["real words"] = evaluate_samples(scorer, [], [], args.seed)[str(TEMPERATURES[0])]["known"]
     if pairs:
         figures["minimal pairs"] = evaluate_pairs(scorer, pairs)["overall"]["accuracy"]
-    with atomic_write(kept) as temporary:
-        temporary.write_text(json.dumps(figures), encoding="utf-8")
+    write_json(kept, figures)
     return figures
 
 
@@ -102,10 +103,10 @@ def measure_all(outcomes: dict[str, Outcome], measure_run: Callable[[str, Path],
 
 
 def cell(figure: str, values: list[float]) -> str:
-    """The mean over the seeds with its 95% interval. A difference says if that holds 0, so that none is shown."""
+    """The mean over the seeds with its 95% interval. A difference says if that contains 0, so that none is shown."""
     outcome = Outcome(values)
-    holds_0 = figure == "difference" and abs(outcome.mean) <= outcome.half_interval  # never for one seed: it is nan
-    return shown(values, FORMS[figure]) + " holds 0" * holds_0
+    contains_0 = figure == "difference" and abs(outcome.mean) <= outcome.half_interval  # never for one seed: it is nan
+    return shown(values, FORMS[figure]) + " contains 0" * contains_0
 
 
 def print_models(title: str, losses: dict[str, dict[float, float]], figures: dict[str, dict[str, list]]) -> None:
@@ -118,18 +119,16 @@ def print_models(title: str, losses: dict[str, dict[float, float]], figures: dic
         cells = ["" if name == WHOLE and figure == "difference" else each for figure, each in zip(columns, cells)]
         rows.append((name, figures[name]["parameters"][0] if figures[name] else "", f"{rate:g}{star}", *cells))
     print_table(title, ("", "parameters", "rate", *columns), rows)
-    print("holds 0: no difference is shown.  *: the lowest or highest rate tried; a better one may lie beyond.")
+    print("contains 0: no difference is shown.  *: the lowest or highest rate tried; a better one may lie beyond.")
 
 
 def draw(title: str, figures: dict[str, dict[str, list]], path: Path) -> None:
     """The differences to the whole model, as dots with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # here, because it takes a second
 
     differences = {name: each["difference"] for name, each in figures.items() if each and name != WHOLE}
-    picture, axes = plt.subplots(figsize=(10, 6), layout="constrained")
+    picture = Figure((10, 6), layout="constrained")
+    axes = picture.subplots()
     for name, values in differences.items():
         reach = Outcome(values).half_interval if len(values) > 1 else None
         label = f"{name}\n{cell('difference', values)}"
@@ -139,20 +138,15 @@ def draw(title: str, figures: dict[str, dict[str, list]], path: Path) -> None:
     axes.set(title=title, xlabel=f"nats a token more than {WHOLE}, with 95% intervals")
     with atomic_write(path) as temporary:
         picture.savefig(temporary, format="png", dpi=100)
-    plt.close(picture)
 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--tokens", type=int, default=750_000, help="tokens that a run trains on [750000]")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each model at its best rate [3]")
     parser.add_argument("--pairs", help="minimal pairs: a file or a data set of the hub, as for evaluate.py")
-    args = parse_args(parser)
-    check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
+    args, tokens, seeds = read_flags(parser, 750_000, 3, SHORT_RUNS)
     pairs = even_sample(load_pairs(args.pairs), MOST_PAIRS) if args.pairs else []
-    tokens, seeds, out_dir = args.tokens, args.seeds, Path(args.out_dir)
-    del args.tokens, args.seeds, args.pairs
-    vars(args).update({name: value for name, value in SHORT_RUNS.items() if name not in args.given})
+    del args.pairs  # train.py has no such flag
+    out_dir = Path(args.out_dir)
     folder = out_dir / "ablations"  # of the runs
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -160,7 +154,7 @@ def main() -> None:
     losses, outcomes = train_all(recipes, seeds, tokens, args, folder)
     if math.isinf(outcomes[WHOLE].mean):
         raise UserError(f"{WHOLE} diverges: try a smaller --learning_rate")
-    corpus, _ = load_text(Namespace(**vars(args) | {"out_dir": str(folder)}))
+    corpus = load_corpus(folder, **text_settings(args))
     figures = measure_all(outcomes, lambda name, run: measure(run, recipes[name], corpus, pairs, args))
 
     title = f"One part left out, after {tokens:,} tokens: mean of {seeds} seeds, 95% interval"
@@ -168,8 +162,7 @@ def main() -> None:
     for name, by_rate in losses.items():
         finite_losses = {f"{rate:g}": loss if math.isfinite(loss) else None for rate, loss in by_rate.items()}
         result["loss_by_rate"][name] = finite_losses
-    with atomic_write(out_dir / RESULTS) as temporary:
-        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(out_dir / RESULTS, result)
     print_models(title, losses, figures)
     draw(title, figures, out_dir / PICTURE)
     print(f"\nthe results are in {out_dir / RESULTS} and {out_dir / PICTURE}")

@@ -4,10 +4,9 @@ Patches the heads, MLPs and positions of the trained model in pairs of sentences
 and «к старому дому», from text that was held out from training; reads case, number and gender with linear
 probes; and turns endings by steering. Prints short tables, and writes case_circuit.json and case_circuit.png
 to out_dir. With --clean and --corrupt, patches one pair of yours, such as  --clean "Он вышел без старого
-дома" --corrupt "Он вышел к старому дому".
+дома" --corrupt "Он вышел к старому дому", and writes case_circuit_pair.json and case_circuit_pair.png.
 """
 
-import json
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from interpretability.probes import find_words, probe
 from interpretability.steering import steer
 from llm import LLM
 from support.checkpoint import TOKENIZER, load_model
-from support.cli import UserError, atomic_write, make_parser, parse_args, run_script
+from support.cli import UserError, make_parser, parse_args, run_script, write_json
 
 NAME = "case_circuit"
 
@@ -56,7 +55,10 @@ def read_flags() -> Namespace:
 def measure_circuit(
     model: LLM, pairs: list[Pair], places: Callable[[Pair], dict[str, Sequence[int]]]
 ) -> tuple[dict, Patched]:
-    """Patch every part and place, and add up direct contributions. Returns the result and its scores."""
+    """Patch every part and place, add up direct contributions, and print the tables.
+
+    Returns what goes into the JSON file, and the scores with single parts patched.
+    """
     parts = heads_and_mlps(model)
     single = patch(model, pairs, {str(part): [part] for part in parts}, "heads and MLPs")
     recovered = single.recovered()
@@ -96,9 +98,11 @@ def find_circuit(model: LLM, tokenizer: Tokenizer, args: Namespace) -> dict:
     pairs = [pair for pair in find_pairs(targets, tokenizer) if len(pair.clean) <= model.max_seq_len]
     pairs.sort(key=lambda pair: len(pair.clean))  # equal lengths in one batch need little padding
     words = [word for word in find_words(targets, tokenizer) if len(word.ids) <= model.max_seq_len]
-    if len(pairs) < 2 or len(words) < 2:
+    gendered = sum(bool(word.gender) for word in words)  # the probes of case and number have at least as many
+    if len(pairs) < 2 or gendered < 2:
         raise UserError(
-            f"the held-out text gives {len(pairs)} pairs and {len(words)} words: train on a longer text"
+            f"the held-out text gives {len(pairs)} pairs and {gendered} words with a known gender: "
+            "train on a longer text"
         )
     result, single = measure_circuit(model, pairs, roles)
     result |= {"pairs": len(pairs), "by_contrast": by_contrast(pairs, single)}
@@ -130,10 +134,10 @@ def main() -> None:
         result, _ = measure_circuit(model, [pair], lambda pair: labels)
     else:
         result = find_circuit(model, tokenizer, args)
-    with atomic_write(folder / f"{NAME}.json") as temporary:
-        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
-    draw_circuit(result, folder / f"{NAME}.png")
-    print(f"\n{time.monotonic() - began:.0f} seconds; saved {folder / NAME}.json and {folder / NAME}.png")
+    name = NAME if args.clean is None else f"{NAME}_pair"  # so that a pair does not replace what took minutes
+    write_json(folder / f"{name}.json", result)
+    draw_circuit(result, folder / f"{name}.png")
+    print(f"\n{time.monotonic() - began:.0f} seconds; saved {folder / name}.json and {folder / name}.png")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ pairs with --pairs. Prints a table, and writes emergence.json and emergence.png 
 with other seeds, every figure is the mean over all the runs, with its 95% interval.
 """
 
-import json
+import math
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +21,6 @@ from dataset import load_text_of
 from evaluation.case_endings import evaluate_cases
 from evaluation.facts import BUNDLED_FACTS, Fact, evaluate_facts, load_facts
 from evaluation.minimal_pairs import Pair, evaluate_pairs, load_pairs
-from evaluation.perplexity import evaluate_text
 from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
@@ -29,7 +28,7 @@ from experiments.harness import half_interval
 from interpretability.measurements import head_scores, read_training
 from llm import LLM
 from support.checkpoint import PARAMETERS, TOKENIZER, load_model, load_snapshot, snapshot_paths
-from support.cli import UserError, atomic_write, make_parser, parse_args, run_script
+from support.cli import UserError, atomic_write, make_parser, parse_args, run_script, write_json
 from support.device import choose_device
 
 RESULTS, PICTURE = "emergence.json", "emergence.png"
@@ -45,6 +44,7 @@ class Run(NamedTuple):
     steps: list[int]
     paths: list[Path]  # the weights at each of the steps, the final ones last
     tokens_per_step: float
+    architecture: dict[str, int | float]
 
 
 def open_run(folder: Path, args: Namespace) -> Run:
@@ -57,7 +57,8 @@ def open_run(folder: Path, args: Namespace) -> Run:
     tokenizer = load_tokenizer(folder / TOKENIZER, model)
     corpus, _ = load_text_of(model, tokenizer, Namespace(**vars(args) | {"out_dir": str(folder)}))
     steps, paths = zip(*snapshots, (int(log["step"][-1]), folder / PARAMETERS))
-    return Run(tokenizer, corpus, list(steps), list(paths), log["tokens"][-1] / log["step"][-1])
+    tokens_per_step = log["tokens"][-1] / log["step"][-1]
+    return Run(tokenizer, corpus, list(steps), list(paths), tokens_per_step, model.architecture())
 
 
 def measure(model: LLM, run: Run, facts: list[Fact], pairs: list[Pair], args: Namespace) -> Figures:
@@ -65,14 +66,15 @@ def measure(model: LLM, run: Run, facts: list[Fact], pairs: list[Pair], args: Na
     heads = head_scores(model, run.corpus.val, run.tokenizer.token_to_id(EOS))  # on the CPU
     device, dtype = choose_device(args.precision)
     scorer = Scorer(model.to(device), run.tokenizer, dtype)
-    held_out = decode_sentences(run.tokenizer, run.corpus.val.tolist())
-    text = evaluate_text(scorer, run.corpus.val.tolist(), "".join(held_out), run.corpus.train)
-    samples = evaluate_samples(scorer, held_out, [], args.seed)[str(TEMPERATURES[0])]
+    ids = run.corpus.val.tolist()
+    held_out = decode_sentences(run.tokenizer, ids)
+    losses = scorer.token_losses([[scorer.eos, *ids]], [1], "held-out text")[0]
+    samples = evaluate_samples(scorer, [], [], args.seed)[str(TEMPERATURES[0])]  # their shares alone, not those of real text
     answers = evaluate_facts(scorer, facts)
     cases = evaluate_cases(scorer, held_out)
 
     figures = {
-        "held-out text": {"bits per character": text["bits"]["model"]["bits_per_char"]},
+        "held-out text": {"bits per character": float(losses.sum()) / math.log(2) / len("".join(held_out))},
         "generated text": {
             "words in the dictionary": samples["known"],
             "adjectives that agree": samples["agreement"]["adjective and noun"].get("accuracy"),
@@ -132,7 +134,7 @@ def numbers(values: Iterable[float]) -> list[float | None]:
     return [None if np.isnan(value) else float(value) for value in values]
 
 
-def shown(result: dict) -> list[tuple[str, dict]]:
+def printed_groups(result: dict) -> list[tuple[str, dict]]:
     """The groups of figures that are printed and drawn. The facts by relation are too many, and left to emergence.json."""
     return [(group, figures) for group, figures in result["figures"].items() if group != "facts by relation"]
 
@@ -150,7 +152,7 @@ def print_figures(result: dict) -> None:
     places = np.unique(np.linspace(0, len(result["steps"]) - 1, MOST_COLUMNS).round().astype(int))
     header = ["", *(f"step {result['steps'][i]:,}" for i in places), "half-way: step", "tokens"]
     rows = []
-    for group, figures in shown(result):
+    for group, figures in printed_groups(result):
         for name, each in figures.items():
             values = [cell(each, i, ".3f") for i in places]
             half_way = [cell(part, 0, ",.0f") for part in each["half_way"].values()]
@@ -160,14 +162,11 @@ def print_figures(result: dict) -> None:
 
 def draw(result: dict, path: Path) -> None:
     """A panel for each group of figures, over the tokens read."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # here, because it takes a second
 
     tokens = result["tokens"]
-    picture = plt.figure(figsize=(16, 9), layout="constrained")
-    for place, (group, figures) in enumerate(shown(result), 1):
+    picture = Figure((16, 9), layout="constrained")
+    for place, (group, figures) in enumerate(printed_groups(result), 1):
         axes = picture.add_subplot(2, 3, place)
         for name, each in figures.items():
             (line,) = axes.plot(tokens, np.array(each["mean"], float), ".-", label=name)
@@ -179,7 +178,6 @@ def draw(result: dict, path: Path) -> None:
         axes.legend(fontsize="small")
     with atomic_write(path) as temporary:
         picture.savefig(temporary, format="png", dpi=100)
-    plt.close(picture)
 
 
 def main() -> None:
@@ -193,10 +191,12 @@ def main() -> None:
     facts = load_facts(Path(args.facts).expanduser())
     pairs = load_pairs(args.pairs) if args.pairs else []
     folders = [Path(folder).expanduser() for folder in (args.out_dir, *args.runs)]
+    if len({folder.resolve() for folder in folders}) < len(folders):  # else one seed would count as two
+        raise UserError("--runs names the same folder twice, or that of --out_dir: give each run once")
     runs = [open_run(folder, args) for folder in folders]
-    first = runs[0]
-    if any((run.corpus.key, run.steps) != (first.corpus.key, first.steps) for run in runs):
-        raise UserError("the runs differ in more than their seed: in their text, or in the steps of their snapshots")
+    first, shared = runs[0], [(run.corpus.key, run.steps, run.architecture) for run in runs]
+    if any(each != shared[0] for each in shared):
+        raise UserError("the runs differ in more than their seed: in text, architecture, or the steps of their snapshots")
 
     weights = [(run, path) for run in runs for path in run.paths]
     measured = []  # Figures, of the first run, then of the second, ...
@@ -209,8 +209,7 @@ def main() -> None:
             values = np.array([each[group][name] for each in measured], float).reshape(len(runs), -1)
             result["figures"][group][name] = summary(values, first.steps, first.tokens_per_step)
 
-    with atomic_write(folders[0] / RESULTS) as temporary:
-        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(folders[0] / RESULTS, result)
     print_figures(result)
     draw(result, folders[0] / PICTURE)
     print(f"\nthe results are in {folders[0] / RESULTS} and {folders[0] / PICTURE}")

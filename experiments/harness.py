@@ -7,6 +7,7 @@ trains what the other is not training.
 """
 
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,9 +24,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from corpus.token_files import Corpus
 from dataset import load_text, text_settings
 from support.checkpoint import FOLDER_IN_USE, lock_folder
-from support.cli import UserError
+from support.cli import UserError, check, parse_args
 
 ROOT = Path(__file__).parent.parent
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # its 97.5% point, for 2 to 10 runs
@@ -35,7 +37,7 @@ SHORT_RUNS = {"warmup": 0.15, "eval_windows": 512, "eval_every": 10**9, "snapsho
 
 
 class Outcome(NamedTuple):
-    """Of one recipe, over its seeds: the last validation loss, nats per token, and the folder of the run."""
+    """The results of one recipe: for each seed the last validation loss (nats per token) and the folder of the run."""
 
     losses: list[float]
     folders: Sequence[Path] = ()
@@ -63,6 +65,29 @@ def shown(values: list[float], form: str) -> str:
     return f"{outcome.mean:{form}}{interval}"
 
 
+def read_flags(parser: ArgumentParser, tokens: int, seeds: int, recipe: dict) -> tuple[Namespace, int, int]:
+    """Parse the command line, with --tokens and --seeds beside the parser's flags: hyperparameters, tokens, seeds.
+
+    tokens and seeds are the defaults. A hyperparameter that the command line does not set has its value in the recipe, if it
+    is there.
+    """
+    parser.add_argument("--tokens", type=int, default=tokens, help=f"tokens that a run trains on, at most [{tokens}]")
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"runs of each recipe [{seeds}]")
+    args = parse_args(parser)
+    check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
+    vars(args).update({name: value for name, value in recipe.items() if name not in args.given})
+    tokens, seeds = args.tokens, args.seeds
+    del args.tokens, args.seeds  # train.py has no such flags
+    return args, tokens, seeds
+
+
+@functools.cache
+def load_corpus(folder: Path, **settings) -> Corpus:
+    """The text of text_settings(), read once by each process. train() copies its tokens from folder / "cache"."""
+    corpus, _ = load_text(Namespace(out_dir=str(folder), **settings))
+    return corpus
+
+
 def compare(
     recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path,
     may_diverge: bool = False, tokens_to_come: int = 0,
@@ -74,7 +99,6 @@ def compare(
     """
     runs = [(name, seed) for seed in range(seeds) for name in recipes]  # all recipes once, before any has its second seed
     folders = {name: [None] * seeds for name in recipes}
-    corpora = {}  # by the settings of the text
     began, tokens_trained, time_left = time.time(), 0, "?"
     tokens_left = sum(recipes[name].get("tokens", tokens) for name, _ in runs) + tokens_to_come
     with tqdm(total=len(runs), desc="runs", bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]") as bar:
@@ -82,11 +106,7 @@ def compare(
             name, seed = runs.pop(0)
             bar.set_postfix_str(f"{name}, seed {seed}, left {time_left}")
             shared = vars(args) | {"tokens": tokens} | recipes[name] | {"seed": seed}
-            text_args = Namespace(**shared | {"out_dir": str(folder)})
-            settings = tuple(text_settings(text_args).values())
-            if settings not in corpora:
-                corpora[settings], _ = load_text(text_args)
-            corpus = corpora[settings]
+            corpus = load_corpus(folder, **text_settings(Namespace(**shared)))
             flags = {key: value for key, value in shared.items() if key not in NOT_SHAPING}
             run_tokens = flags.pop("tokens")
             flags["epochs"] = run_tokens / len(corpus.train)
@@ -140,9 +160,12 @@ def train(out_dir: Path, flags: dict) -> Path:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
     if done.returncode in (130, -2) or "ended early" in done.stdout:
         raise KeyboardInterrupt
+    if done.returncode < 0:
+        raise UserError(f"a run failed: signal {-done.returncode} ended it; is there enough memory?")
     diverged = re.search(r"loss at step \d+ is (nan|-?inf);.*", done.stderr)
     if done.returncode and not diverged:
-        raise UserError(f"a run failed: {done.stderr.strip().splitlines()[-1]}")
+        lines = done.stderr.strip().splitlines() or [f"train.py ended with code {done.returncode}"]
+        raise UserError(f"a run failed: {lines[-1]}")
     finished_file(out_dir).write_text(diverged[0] if diverged else "", encoding="utf-8")
     shutil.rmtree(out_dir / "cache", ignore_errors=True)
     return out_dir

@@ -1,20 +1,20 @@
 """Which training recipe is best at equal tokens?  python -m experiments.recipes --tokens 300000 --seeds 3
 
-Each recipe differs from params.py in one respect. The table shows the validation loss, its 95% interval, and the difference to
-params.py seed by seed: a difference whose interval holds 0 shows nothing.
+Each recipe changes one hyperparameter, or two that belong together. The table shows the validation loss, its 95% interval, and
+the difference to params.py seed by seed: a difference whose interval contains 0 shows nothing.
 """
 
 from pathlib import Path
 
 from evaluation.report import print_table
-from experiments.harness import Outcome, compare, shown
-from support.cli import check, make_parser, parse_args, run_script
+from experiments.harness import Outcome, compare, read_flags, shown
+from support.cli import make_parser, run_script
 
 RECIPES = {  # a value, or a function of the arguments
     "params.py": {},
     "batches of half the size": {"batch_size": lambda args: max(1, args.batch_size // 2)},
     "batches of twice the size": {"batch_size": lambda args: 2 * args.batch_size},
-    "... and Adam forgets after as many tokens": {  # arXiv:2507.07101
+    "twice the batch, beta2 squared": {  # Adam forgets after as many tokens, arXiv:2507.07101
         "batch_size": lambda args: 2 * args.batch_size,
         "adam_beta2": lambda args: args.adam_beta2**2,
     },
@@ -39,13 +39,7 @@ def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--tokens", type=int, default=300_000, help="tokens that a run trains on [300000]")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each recipe [3]")
-    args = parse_args(parser)
-    check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
-    tokens, seeds = args.tokens, args.seeds
-    del args.tokens, args.seeds
+    args, tokens, seeds = read_flags(make_parser(__doc__), 300_000, 3, {"snapshots": 0})
     recipes = {}
     for name, changes in RECIPES.items():
         recipes[name] = {key: value(args) if callable(value) else value for key, value in changes.items()}

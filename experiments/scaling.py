@@ -7,7 +7,6 @@ Writes scaling.json and scaling.png to out_dir.
 """
 
 import itertools
-import json
 import math
 import shlex
 from argparse import Namespace
@@ -16,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset import load_text
+from dataset import text_settings
 from evaluation.report import print_table
-from experiments.harness import SHORT_RUNS, compare, last_row
+from experiments.harness import SHORT_RUNS, compare, last_row, load_corpus, read_flags
 from experiments.scaling_law import CONSTANTS, best_split, bounds, draw, draw_laws, fit, loss_of
 from llm import LLM
-from support.cli import UserError, atomic_write, check, make_parser, parse_args, run_script
+from support.cli import UserError, make_parser, run_script, write_json
 
 WIDTHS = (32, 64, 128, 192)  # d_model of the runs
 SHARES = (1 / 16, 1 / 4, 1)  # of --tokens: what the runs of each width train on
@@ -110,24 +109,16 @@ def conclude(runs: np.ndarray, vocab_size: int, text_tokens: int, args: Namespac
 
 
 def main() -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--tokens", type=int, default=3_200_000, help="tokens of the longest runs [3200000]")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each size and number of tokens [1]")
-    args = parse_args(parser)
-    check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
-    tokens, seeds, out_dir = args.tokens, args.seeds, Path(args.out_dir)
-    del args.tokens, args.seeds
-    vars(args).update({name: value for name, value in RECIPE.items() if name not in args.given})
-
+    args, tokens, seeds = read_flags(make_parser(__doc__), 3_200_000, 1, RECIPE)
+    out_dir = Path(args.out_dir)
     folder = out_dir / "scaling"  # of the runs
-    corpus, _ = load_text(Namespace(**vars(args) | {"out_dir": str(folder)}))
+    corpus = load_corpus(folder, **text_settings(args))
     text_tokens = len(corpus.train)
     if tokens > text_tokens:  # the law is about tokens that are read once
         raise UserError(f"the text has {text_tokens:,} tokens: use a longer one or --tokens {text_tokens}")
     runs = train_grid(seeds, tokens, args, folder)
     result = conclude(runs, corpus.tokenizer.get_vocab_size(), text_tokens, args)
-    with atomic_write(out_dir / "scaling.json") as temporary:
-        temporary.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(out_dir / "scaling.json", result)
     draw(result, MINUTES[-1], out_dir / "scaling.png")
     for name, title in TABLES.items():
         print_table(title, tuple(result[name][0]), [tuple(row.values()) for row in result[name]])
@@ -135,7 +126,7 @@ def main() -> None:
     print("Passes after the first count as if the text were new, but bring less (arXiv:2305.16264).")
     if args.compile == "off":
         print("Minutes are of training that is not compiled; train.py compiles long runs, which is faster.")
-    names = ["warmup", "eval_windows", *sorted(args.given - {"warmup", "eval_windows"})]
+    names = ["warmup", "eval_windows", *sorted(args.given - {"warmup", "eval_windows", "epochs"})]
     flags = " ".join(f"--{name} {shlex.quote(str(getattr(args, name)))}" for name in names)
     print(f"Test the prediction: python train.py --epochs 1 {flags}")
     print(f"saved {out_dir / 'scaling.json'} and {out_dir / 'scaling.png'}")

@@ -22,7 +22,7 @@ def loss_of(law: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> np.ndarra
 
 
 def fit(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The law (5,) with the least Huber loss of its relative errors, which are nearly the errors of log L (arXiv:2203.15556, eq. 3).
+    """The law (5,) with the least Huber loss of its relative errors: nearly the errors of log L, as in arXiv:2203.15556, eq. 3.
 
     For given a and b the law is linear in E, A and B. So only a and b are searched, on a grid that narrows
     around its best point: no starting points, and no optimizer that may stop early, as theirs did (Besiroglu
@@ -84,15 +84,13 @@ def bounds(values: np.ndarray, low: str = "from", high: str = "to") -> dict[str,
 
 def draw(result: dict, longest: float, path: Path) -> None:
     """The loss over the tokens and over up to `longest` minutes of training: dots as measured, lines by the law."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # here, because it takes a second
 
     law, runs = np.array([row["fit"] for row in result["law"]]), result["runs"]
     (predicted,), (k, p) = result["prediction"], result["speed"].values()
     tokens = np.geomspace(min(run["tokens"] for run in runs), predicted["tokens"])
-    picture, (left, right) = plt.subplots(1, 2, figsize=(16, 7), sharey=True, layout="constrained")
+    picture = Figure((16, 7), layout="constrained")
+    left, right = picture.subplots(1, 2, sharey=True)
     for width, size in dict.fromkeys((run["d_model"], run["parameters"]) for run in runs):
         label = f"d_model {width}, {size / 1e6:.2f} M parameters"
         (line,) = left.plot(tokens, loss_of(law, size, tokens), label=label)
@@ -112,4 +110,3 @@ def draw(result: dict, longest: float, path: Path) -> None:
         axes.legend()
     with atomic_write(path) as temporary:
         picture.savefig(temporary, format="png", dpi=100)
-    plt.close(picture)

@@ -37,7 +37,7 @@ VERBS = {
         "ablt": "говорить разговаривать встретиться познакомиться жить спорить согласиться играть".split(),
     },
 }
-VERB_BEFORE = re.compile(r"([а-яё]+) (на|с) $")
+VERB_BEFORE = re.compile(r"(?<![\w-])([а-яё]+) (на|с) $")  # a whole word, not the end of «Упал»
 AGREEMENT = "adjective / its noun"
 MAX_PAIRS = 120  # of one contrast; of more an even sample
 MAX_TOKENS = 64  # longer beginnings of sentences are left out, which saves time
@@ -162,10 +162,11 @@ def changed_verb(target: Target) -> Iterator[Candidate]:
     match = VERB_BEFORE.search(before)
     if not match or target.case not in VERBS[match[2]]:
         return
-    verb = morphology().parse(match[1])[0]
-    if verb.tag.POS not in ("VERB", "INFN"):
+    tag = morphology().parse(match[1])[0].tag
+    if tag.POS not in ("VERB", "INFN"):
         return
-    grammemes = {verb.tag.tense, verb.tag.number, verb.tag.gender, verb.tag.person, verb.tag.POS} - {None}
+    # The involvement tells «сядь» from «сядем»: both are imperatives in the singular
+    grammemes = {tag.POS, tag.mood, tag.involvement, tag.tense, tag.person, tag.number, tag.gender} - {None}
     for case, verbs in VERBS[match[2]].items():
         form = form_in(target, case)
         if case != target.case and form:

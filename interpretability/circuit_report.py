@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-COST = 0.1  # nats a token on other text: the most that steering may cost
+MOST_COST = 0.1  # nats a token on other text: the most that steering may cost
 
 
 # Tables
 
 
 def best_row(rows: list[dict]) -> dict:
-    """Of the strengths that cost less than COST, the one that turns the most endings; else the weakest."""
-    cheap = [row for row in rows if row["steered_cost"] < COST] or rows[:1]
+    """Of the strengths that cost less than MOST_COST, the one that turns the most endings; else the weakest."""
+    cheap = [row for row in rows if row["steered_cost"] < MOST_COST] or rows[:1]
     return max(cheap, key=lambda row: row["steered"]["share"])
 
 
@@ -31,8 +31,16 @@ def best_layer(probe: dict) -> int:
 
 
 def best_steering(steering: dict[str, list[dict]]) -> tuple[str, list[dict]]:
-    """The layer after which steering turns the most endings at a cost below COST, and its rows."""
-    return max(steering.items(), key=lambda item: best_row(item[1])["steered"]["share"])
+    """The layer after which steering turns the most endings at a cost below MOST_COST, and its rows.
+
+    A layer after which every strength costs more is chosen only if all layers are like that.
+    """
+
+    def worth(item: tuple[str, list[dict]]) -> tuple[bool, float]:
+        row = best_row(item[1])
+        return row["steered_cost"] < MOST_COST, row["steered"]["share"]
+
+    return max(steering.items(), key=worth)
 
 
 def cell(ratio: dict[str, float]) -> str:
@@ -73,10 +81,11 @@ def print_contrasts(result: dict) -> None:
     for name, each in result["by_contrast"].items():
         right, difference, recovered = each["both_right"], each["difference"], each["patching"]
         strongest = max(result["looks"], key=lambda head: recovered[head]["share"])
-        cells = ("–", "–")
-        if difference["low"] > 0:
-            cells = (cell(recovered[best]), f"{strongest} {recovered[strongest]['share']:.1%}")
-        apart = f"{difference['share']:.2f} ({difference['low']:.2f} to {difference['high']:.2f})"
+        cells, apart = ("–", "–"), f"{difference['share']:.2f}"
+        if right["count"] > 1:  # a single pair has no interval, and proves nothing
+            apart += f" ({difference['low']:.2f} to {difference['high']:.2f})"
+            if difference["low"] > 0:
+                cells = (cell(recovered[best]), f"{strongest} {recovered[strongest]['share']:.1%}")
         rows.append((name, right["count"], f"{right['accuracy']:.1%}", apart, *cells))
     header = (
         "contrast",
@@ -112,7 +121,10 @@ def print_steering(result: dict) -> None:
         rows.append((layer, row["strength"], cell(row["steered"]), cell(row["random"]), row["steered_cost"]))
     header = ("after layer", "strength", "endings turned (95%)", "by a random vector", "cost, nats")
     print_table(
-        f"Steering, at the best strength that costs less than {COST} nats a token elsewhere", header, rows
+        f"Steering, at the best strength that costs less than {MOST_COST} nats a token elsewhere "
+        "(else the weakest)",
+        header,
+        rows,
     )
 
 

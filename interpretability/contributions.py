@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interpretability.case_pairs import Pair
-from interpretability.patching import Batch, Part, at_last, batches, ratio, scores
+from interpretability.patching import Batch, Part, at_last, pair_batches, ratio, scores
 from interpretability.trace import run_layers
 from llm import LLM, NORM_EPS
 
@@ -51,7 +51,7 @@ def direct_shares(model: LLM, pairs: list[Pair]) -> tuple[dict[str, dict], dict[
     sentences.
     """
     differences, totals, looks = [], [], []
-    for batch in batches(pairs, "direct contributions"):
+    for batch in pair_batches(pairs, "direct contributions"):
         clean, weights = contributions(model, batch.clean_ids, batch)
         corrupt, _ = contributions(model, batch.corrupt_ids, batch)
         differences.append({name: clean[name] - corrupt[name] for name in clean})

@@ -85,10 +85,13 @@ def even_windows(tokens: np.ndarray, max_seq_len: int, max_tokens: int, overlap:
     return torch.from_numpy(np.asarray(tokens)[positions].astype(np.int64))
 
 
-def batches(windows: Tensor, description: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The windows (N, T + 1) as batches of (input_ids, target_ids), both (B, T), with a progress bar."""
-    batch_size = max(1, BATCH_TOKENS // windows.shape[1])
-    for batch in tqdm(windows.split(batch_size), description, leave=False, dynamic_ncols=True):
+def window_batches(windows: Tensor, description: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The windows (N, T + 1) as batches of (input_ids, target_ids), both (B, T).
+
+    There is a progress bar if it has a name.
+    """
+    batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+    for batch in tqdm(batches, description, disable=not description, leave=False, dynamic_ncols=True):
         yield batch[:, :-1], batch[:, 1:]
 
 
@@ -105,16 +108,22 @@ def loss_by_position(model: LLM, tokens: np.ndarray, max_tokens: int = 50_000) -
     """The mean loss, in nats, at each of the T positions of a window. It falls as long as more context helps."""
     windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
     losses = []
-    for input_ids, target_ids in batches(windows, "loss by position"):
+    for input_ids, target_ids in window_batches(windows, "loss by position"):
         losses.append(token_losses(model(input_ids), target_ids))  # (B, T)
     return torch.cat(losses).mean(dim=0).tolist()
 
 
-@torch.no_grad()
 def mean_loss(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> float:
     """The mean loss, in nats a token, on windows spread over the text."""
     windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
-    losses = [token_losses(model(input_ids), target_ids) for input_ids, target_ids in batches(windows, "loss")]
+    return loss_on(model, windows, "loss")
+
+
+@torch.no_grad()
+def loss_on(model: LLM, windows: Tensor, description: str = "") -> float:
+    """The mean loss, in nats a token, on windows of text (N, T + 1)."""
+    batches = window_batches(windows, description)
+    losses = [token_losses(model(input_ids), target_ids) for input_ids, target_ids in batches]
     return torch.cat(losses).mean().item()
 
 
@@ -176,7 +185,7 @@ def ablation_losses(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> 
     """How much the mean loss rises, in nats, if one head is ablated: [L][H]. Negative: better without the head."""
     windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
     rises = torch.zeros(model.num_layers, model.num_heads, dtype=torch.float64)  # sums over all tokens
-    for input_ids, target_ids in batches(windows, "ablated heads"):
+    for input_ids, target_ids in window_batches(windows, "ablated heads"):
         base = token_losses(model(input_ids), target_ids).sum()
         x = model.embedding(input_ids)  # (B, T, D), the residual stream before layer i
         cos, sin = model.rotary(0, input_ids.shape[1], x.dtype)
@@ -198,7 +207,7 @@ def ablation_losses(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> 
 
 @torch.no_grad()
 def neuron_contexts(
-    model: LLM, tokens: np.ndarray, count: int = 5, max_tokens: int = 60_000, tokens_before: int = TOKENS_BEFORE
+    model: LLM, tokens: np.ndarray, count: int = 3, max_tokens: int = 60_000, tokens_before: int = TOKENS_BEFORE
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` positions, in about max_tokens tokens, at which each neuron is most active, the most active first.
 
@@ -217,7 +226,7 @@ def neuron_contexts(
     top_values = torch.empty(model.num_layers, hidden, 0)  # (L, hidden, up to count)
     top_positions = top_values.long()
     num_done = 0
-    for input_ids, _ in batches(windows, "neurons"):
+    for input_ids, _ in window_batches(windows, "neurons"):
         # Positions with fewer than tokens_before tokens before them are left out
         layers = [layer.activations[:, tokens_before:].flatten(0, 1).T for layer in run_layers(model, input_ids)]
         new_values = torch.stack(layers)  # (L, hidden, positions in the batch)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from corpus.sentences import ABBREVIATIONS, OPENINGS
 from corpus.tokenizer import EOS
-from interpretability.snapshots import MOST_SNAPSHOTS, choose_evenly, last_step_of, pack, packed_size, read_snapshot
+from interpretability.snapshots import MOST_SNAPSHOTS, choose_evenly, pack, packed_size, read_snapshot
 from llm import LLM
 
 PARTS = Path(__file__).with_name("page")
@@ -53,7 +53,7 @@ def make_page(
 
     # The snapshots that fit, evenly spread over the run
     steps = [step for step, _ in snapshots]
-    data["last_step"] = last_step_of(measurements["training"]["log"], snapshots)
+    data["last_step"] = measurements["snapshots"]["step"][-1] if snapshots else 0  # only the slider asks for it
     room = MOST_BYTES - len(html.encode()) - len(to_json(data).encode()) - 1000  # for the tags around the snapshots
     count = max(0, min(MOST_SNAPSHOTS, room // packed_size(model)))
     elements = []

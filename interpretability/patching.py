@@ -151,7 +151,7 @@ def in_batches(items: list, lengths: list[int], description: str) -> Iterator[li
         yield batch
 
 
-def batches(pairs: list[Pair], description: str = "") -> Iterator[Batch]:
+def pair_batches(pairs: list[Pair], description: str = "") -> Iterator[Batch]:
     """The pairs in batches, see in_batches()."""
     for each in in_batches(pairs, [len(pair.clean) for pair in pairs], description):
         yield make_batch(each)
@@ -249,7 +249,7 @@ def _over_batches(
 ) -> Patched:  # fmt: skip
     """The scores of all batches. patches(batch, recorded) gets the parts as recorded on clean sentences."""
     collected = []
-    for batch in batches(pairs, description):
+    for batch in pair_batches(pairs, description):
         found = patches(batch, record(model, batch.clean_ids, parts))
         ends = {
             "clean": scores(model, batch.clean_ids, batch),

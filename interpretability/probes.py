@@ -50,7 +50,7 @@ def find_words(targets: list[list[Target]], tokenizer: Tokenizer, max_tokens: in
     case away.
     """
     eos = tokenizer.token_to_id(EOS)
-    words = {}  # place in the text -> word; a noun can be found twice: by a preposition and by an adjective
+    words = {}  # (sentence, begin) -> word: a sentence that the text repeats counts once
     for target in (target for of_sentence in targets for target in of_sentence):
         nouns = parses_as("NOUN", target.sentence[target.begin : target.end])
         fitting = [noun for noun in nouns if case_of(noun.tag) == target.case]
@@ -65,7 +65,10 @@ def find_words(targets: list[list[Target]], tokenizer: Tokenizer, max_tokens: in
 
 def ending_is_open(tokenizer: Tokenizer, target: Target) -> bool:
     """Whether the word has two tokens at least and all but the last also begin a form in another case."""
-    own, *others = (tokenizer.encode(" " + form).ids for form in target.forms)
+    # The forms are in lower case; the word may have a capital, which gives it other tokens
+    is_capital = target.sentence[target.begin].isupper()
+    forms = [form.capitalize() if is_capital else form for form in target.forms]
+    own, *others = (tokenizer.encode(" " + form).ids for form in forms)
     return len(own) > 1 and any(other[: len(own) - 1] == own[:-1] for other in others)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interpretability.case_pairs import Pair
-from interpretability.measurements import token_losses
-from interpretability.patching import Part, at_last, batches, changed, ratio, record, scores
+from interpretability.measurements import loss_on
+from interpretability.patching import Part, at_last, changed, pair_batches, ratio, record, scores
 from llm import LLM
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # times the mean difference of the two cases
@@ -58,7 +58,7 @@ def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
 def mean_difference(model: LLM, pairs: list[Pair], part: Part) -> Tensor:
     """The stream of the corrupt case minus that of the clean one at the last token, the mean: (D,)."""
     differences = []
-    for batch in batches(pairs):
+    for batch in pair_batches(pairs):
         clean, corrupt = (record(model, ids, [part])[part] for ids in (batch.clean_ids, batch.corrupt_ids))
         differences.append(at_last(corrupt - clean, batch))
     return torch.cat(differences).mean(0)
@@ -73,7 +73,7 @@ def random_vector(like: Tensor, seed: int) -> Tensor:
 def right_ones(model: LLM, pairs: list[Pair]) -> list[Pair]:
     """The pairs whose clean ending the model prefers, at most MOST_PAIRS of them."""
     kept = []
-    for batch in batches(pairs):
+    for batch in pair_batches(pairs):
         right = scores(model, batch.clean_ids, batch) > 0
         kept += [pair for pair, is_right in zip(batch.pairs, right) if is_right]
     return kept[:: max(1, math.ceil(len(kept) / MOST_PAIRS))]
@@ -83,15 +83,8 @@ def right_ones(model: LLM, pairs: list[Pair]) -> list[Pair]:
 def turned(model: LLM, pairs: list[Pair], part: Part, vector: Tensor) -> np.ndarray:
     """Whether, with the vector, the model prefers the corrupt ending on each pair's clean sentence: (N,)."""
     with changed(model, part, add(vector)):
-        found = [scores(model, batch.clean_ids, batch) < 0 for batch in batches(pairs)]
+        found = [scores(model, batch.clean_ids, batch) < 0 for batch in pair_batches(pairs)]
     return torch.cat(found).numpy()
-
-
-@torch.no_grad()
-def loss(model: LLM, windows: Tensor) -> float:
-    """The mean loss, in nats a token, on windows of text (B, T + 1)."""
-    losses = [token_losses(model(each[:, :-1]), each[:, 1:]) for each in windows.split(16)]
-    return torch.cat(losses).mean().item()
 
 
 def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[dict]:
@@ -115,7 +108,7 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[di
 
     if not jobs:
         return []
-    base, rows = loss(model, windows), []
+    base, rows = loss_on(model, windows), []
     for strength in tqdm(STRENGTHS, f"steering after layer {part.layer}", dynamic_ncols=True, leave=False):
         row = {"strength": strength}
         for name in ("steered", "random"):
@@ -125,7 +118,7 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[di
             costs = []
             for _, vectors in jobs:
                 with changed(model, part, add(strength * vectors[name])):
-                    costs.append(loss(model, windows) - base)
+                    costs.append(loss_on(model, windows) - base)
             row[name] = ratio(all_turned, np.ones(len(all_turned)))
             row[f"{name}_cost"] = float(np.mean(costs))
         rows.append(row)

@@ -54,7 +54,10 @@ def trace(model: LLM, input_ids: Tensor, ablated_heads: Collection[tuple[int, in
 def run_layers(
     model: LLM, input_ids: Tensor, ablated_heads: Collection[tuple[int, int]] = ()
 ) -> Iterator[Layer]:
-    """Yield the activations of each layer on input_ids (B, T), the first layer first. Errors as in trace()."""
+    """Yield the activations of each layer on input_ids (B, T), the first layer first.
+
+    Raises ValueError, at the first layer, if there are more than max_seq_len tokens or no such head.
+    """
     for layer, head in ablated_heads:
         if not (0 <= layer < model.num_layers and 0 <= head < model.num_heads):
             raise ValueError(

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from corpus.tokenizer import EOS
+from publishing.qwen3 import NAME
 from support.cli import UserError
 
 GGUF = "model.gguf"
@@ -37,7 +38,7 @@ def gguf_file(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GGUF
         writer = gguf.GGUFWriter(path, "qwen3")
-        writer.add_name("A small language model of Russian")
+        writer.add_name(NAME)
         writer.add_languages(["ru"])
         writer.add_license(license)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0 if quantize else gguf.LlamaFileType.ALL_F32)

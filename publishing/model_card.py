@@ -13,19 +13,18 @@ from pathlib import Path
 import torch
 from huggingface_hub import EvalResult, ModelCardData
 
-from corpus.sources import BUNDLED, format_of
-from evaluation.report import load_results
+from corpus.sources import BUNDLED, is_hub_name
+from evaluation.report import HELD_OUT, load_results
 from llm import LLM
+from publishing.qwen3 import NAME
 from support.checkpoint import LOG
 from support.cli import UserError
 
-NAME = "A small language model of Russian"
-HELD_OUT = "the articles held out from "  # so begins the name that evaluate.py gives to the held-out text
 UNKNOWN_LICENSE = "unknown"
 LICENSES = {BUNDLED: "mit"}  # of texts; the bundled one was written for this project and has its license
 
-CARD = """\
-# A small language model of Russian
+CARD = f"""\
+# {NAME}
 
 Trained from scratch with Mini Transformer from Scratch. Its architecture is that of the dense Qwen3, tensor for tensor.
 
@@ -97,11 +96,6 @@ def license_of(model: LLM, chosen: str | None) -> str:
 def training_text(model: LLM) -> str:
     """The --dataset that the model was trained on, "" for older weights, which do not say."""
     return model.trained_on.get("settings", {}).get("dataset", "")
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether the name is that of a data set of the hub, and not of a file or folder."""
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not format_of(Path(name)) and not Path(name).exists()
 
 
 def public_name(name: str) -> str:

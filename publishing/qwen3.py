@@ -21,6 +21,8 @@ from torch import Tensor
 
 from llm import LLM, NORM_EPS, ROTARY_BASE
 
+NAME = "A small language model of Russian"  # of an exported model, in its card and its GGUF file
+
 
 def qwen3_tensors(model: LLM) -> dict[str, Tensor]:
     """The weights by their names in Qwen3ForCausalLM. Its lm_head.weight is the embedding and is not stored again."""

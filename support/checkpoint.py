@@ -2,7 +2,8 @@
 
 A checkpoint holds the weights, Adam's averages, the step, the log so far, and everything that the result depends on: the
 hyperparameters, the text and the tokenizer. The windows of a step and its dropout follow from the seed and the step. So a
-run that goes on from a checkpoint ends with the same weights, bit for bit, as one that was never stopped.
+run that goes on from a checkpoint ends with the same weights as one that was never stopped: bit for bit if neither is
+compiled and the processor is the same, else but for rounding.
 """
 
 import hashlib
@@ -26,8 +27,10 @@ from support.cli import UserError, atomic_write
 PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"
 LOG, PROGRESS_SAMPLES, SNAPSHOTS = "training_log.csv", "training_samples.jsonl", "snapshots"
 MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png", "case_circuit.json"]
-MADE_FROM_A_MODEL += ["case_circuit.png", "evaluation.json", "evaluation.png", "visualization.html", "attention.png", "huggingface"]
-# Hyperparameters that may differ when a run goes on: where things are, what is measured and when. All others shape the result.
+MADE_FROM_A_MODEL += ["case_circuit.png", "case_circuit_pair.json", "case_circuit_pair.png", "evaluation.json"]
+MADE_FROM_A_MODEL += ["evaluation.png", "visualization.html", "attention.png", "huggingface"]
+# Hyperparameters that may differ when a run goes on: where things are, what is measured and when, and how products are
+# rounded (precision, compile). All others shape the result.
 MAY_CHANGE_ON_RESUME = (
     "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes snapshots precision compile given"
 ).split()
@@ -204,8 +207,10 @@ def lock_folder(folder: Path) -> IO:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         pass
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:
         raise UserError(f"{FOLDER_IN_USE} {folder}: wait, or give this one its own --out_dir") from error
+    except OSError:
+        pass  # a file system without locks, such as some network folders: nothing guards the folder
     for path in [*folder.glob("*.tmp"), *folder.glob(f"{SNAPSHOTS}/*.tmp")]:
         if path.name.startswith(("checkpoint", PARAMETERS + ".", TOKENIZER + ".", "training_", "step-")):
             path.unlink(missing_ok=True)
@@ -215,6 +220,8 @@ def lock_folder(folder: Path) -> IO:
 def run_identity(args: Namespace, epochs: float, corpus: Corpus) -> dict:
     """What the result of a run depends on. A run goes on only from a checkpoint in which all of it is the same."""
     shaping = {name: value for name, value in sorted(vars(args).items()) if name not in MAY_CHANGE_ON_RESUME}
+    if shaping.get("model"):  # the class counts, not where it is
+        shaping["model"] = hashlib.blake2b(Path(args.model).read_bytes(), digest_size=8).hexdigest()
     return shaping | {"epochs": epochs, "text": corpus.key, "tokenizer": tokenizer_key(corpus.tokenizer)}
 
 
@@ -276,5 +283,6 @@ def damaged_checkpoint(path: Path, error: Exception) -> UserError:
 def describe_differences(old: dict, new: dict) -> str:
     """In what a run differs from another, in words."""
     differ = [name for name in new | old if old.get(name) != new.get(name)]
-    values = [f"{name}={old.get(name)!r} and not {new.get(name)!r}" for name in differ if name not in ("text", "tokenizer")]
-    return ", ".join(values + [f"another {name}" for name in ("text", "tokenizer") if name in differ])
+    files = ("text", "tokenizer", "model")  # which are known by a hash
+    values = [f"{name}={old.get(name)!r} and not {new.get(name)!r}" for name in differ if name not in files]
+    return ", ".join(values + [f"another {name}" for name in files if name in differ])

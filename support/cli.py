@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import inspect
+import json
 import math
 import os
 import re
@@ -168,3 +169,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write the file whole or not at all, indented and with Cyrillic as it is."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A prompt continued by the model, as one string: for the samples that train.py and evaluate.py print."""
+"""A prompt continued by the model, as one string: for the samples that train.py prints."""
 
 import itertools
 

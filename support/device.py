@@ -45,7 +45,7 @@ TIMED_CALLS = range(3, 8)  # the calls that are timed to estimate this; the firs
 
 
 def maybe_compile(loss: Callable, mode: str, steps: int, device: torch.device) -> Callable:
-    """The loss of `steps` training steps, through torch.compile if `mode`, the compile line of params.py, says so.
+    """The loss for the `steps` training steps to come, through torch.compile if `mode`, the compile line of params.py, says so.
 
     "auto" compiles after some steps, on a CUDA GPU or on a CPU with a C++ compiler, if the rest is worth it.
     """

@@ -21,7 +21,6 @@ from torch import Tensor
 from corpus.tokenizer import EOS
 from llm import LLM
 from publishing.gguf_file import gguf_file
-from publishing.model_card import UNKNOWN_LICENSE
 from publishing.qwen3 import qwen3_config, qwen3_tensors
 from support.device import choose_device
 
@@ -117,7 +116,7 @@ def llama_cpp_generation(model: LLM, tokenizer: Tokenizer) -> GenerationPeer:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         tensors = {name: tensor.cpu() for name, tensor in qwen3_tensors(model).items()}
-        path.write_bytes(gguf_file(config, tensors, tokenizer, UNKNOWN_LICENSE, "q8_0"))
+        path.write_bytes(gguf_file(config, tensors, tokenizer, "unknown", "q8_0"))
         llama = llama_cpp.Llama(str(path), n_ctx=model.max_seq_len, verbose=False)
 
     def generate(ids: Tensor, count: int):

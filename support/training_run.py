@@ -1,8 +1,8 @@
 """The bookkeeping of a training run: how far it has come, its log, its checkpoints, and how it ends.
 
 train.py's loop calls record(), save_snapshot_if_due(), evaluation_due(), log(), should_stop() and save_if_due() in every step.
-Three things can end a run early: a signal (Ctrl-C), a loss that is not finite, and the loss of another process. Nothing that
-was learned is lost.
+Three things can end a run early: a signal (Ctrl-C), a loss that is not finite, and the end of another process. What was
+learned is saved: every step done, or, if the loss is not finite, the weights of the last validation.
 """
 
 import contextlib

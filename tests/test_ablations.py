@@ -7,18 +7,21 @@ import subprocess
 from argparse import Namespace
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers import ARTICLES, call, random_weights, write_articles
 
+from corpus.token_files import Corpus
+from corpus.tokenizer import encode, train_tokenizer
 from evaluation import samples
 from experiments import ablated_models, ablations, harness
 from experiments.ablated_models import ABLATIONS, WHOLE, write_model
-from experiments.ablations import FORMS, cell, draw, print_models
+from experiments.ablations import FORMS, cell, draw, measure, print_models
 from experiments.harness import compare, run_key
 from llm import LLM, RMSNorm
-from support.checkpoint import FOLDER_IN_USE
+from support.checkpoint import FOLDER_IN_USE, save_model
 from support.cli import UserError, make_parser, parse_args
 from support.loss import TrainingLoss
 from support.model_class import model_class
@@ -266,9 +269,24 @@ def test_the_table_tells_what_shows_nothing(tmp_path, capsys):
     assert whole[3:] == ["10", "0.2", "1.200", "±", "2.541"]  # 12.706 * 0.2
     assert worse == ["worse", "8", "0.4*", "2.000", "±", "2.541", "+0.750", "±", "0.635"]
     assert wild == ["wild", "0.1*", "diverged", "diverged"]
-    assert cell("difference", [0.1, -0.2]).endswith("holds 0") and cell("difference", [0.1]) == "+0.100"
+    assert cell("difference", [0.1, -0.2]).endswith("contains 0") and cell("difference", [0.1]) == "+0.100"
     draw("Title", figures, tmp_path / "picture.png")
     assert matplotlib.image.imread(tmp_path / "picture.png").shape == (600, 1000, 4)
+
+
+def test_figures_are_those_of_the_seed_and_of_what_the_text_has(tmp_path, monkeypatch):
+    tokenizer = train_tokenizer(ARTICLES[:3], 300)
+    corpora = []
+    for text in ("Да. ", "Он вышел из дома без шапки. "):
+        corpora.append(Corpus(tokenizer, np.array([]), np.array(encode(tokenizer, text)), 1.0, ""))
+    save_model(LLM(300, 16, 2, 1, 32), corpora[0], tmp_path, finished=True)
+    (tmp_path / "training_log.csv").write_text("val_loss,bits_per_char\n3.5,1.5\n", encoding="utf-8")
+    monkeypatch.setattr(ablations, "evaluate_samples", lambda scorer, held_out, words, seed: {"0.5": {"known": seed / 10}})
+    without, with_cases = (
+        measure(tmp_path, {}, corpus, [], Namespace(precision="float32", seed=seed)) for seed, corpus in enumerate(corpora, 1)
+    )
+    assert without["nats"] == 3.5 and without["real words"] == 0.1 and with_cases["real words"] == 0.2
+    assert "case endings" not in without and 0 <= with_cases["case endings"] <= 1
 
 
 def test_a_run_that_diverges_is_infinitely_bad_and_not_repeated(tmp_path, monkeypatch, trained_here):

@@ -1,5 +1,6 @@
 """Files of weights: damaged, foreign or hostile ones are named in one line, and no code in them is run."""
 
+import errno
 import io
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import support.checkpoint as checkpoint
 from corpus.token_files import Corpus, prepare_corpus
 from corpus.tokenizer import load_tokenizer, tokenizer_key, train_tokenizer
 from llm import LLM
-from support.checkpoint import load_model, lock_folder, save_model
+from support.checkpoint import describe_differences, load_model, lock_folder, run_identity, save_model
 from support.cli import UserError
 from support.training_run import TrainingRun
 
@@ -219,6 +220,23 @@ def test_a_lock_dies_with_its_process(tmp_path):
     process.kill()
     process.join()
     lock_folder(tmp_path).close()
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    lock_folder(tmp_path).close()
+
+
+def test_a_run_does_not_go_on_with_another_class(tmp_path):
+    corpus = Corpus(train_tokenizer(TEXT, 300), np.arange(9), np.arange(9), 1.0, "text")
+    file, identities = tmp_path / "my_transformer.py", []
+    for code in ("class LLM: pass", "class LLM: mended = True"):
+        file.write_text(code)
+        identities.append(run_identity(Namespace(model=str(file)), 1.0, corpus))
+    assert describe_differences(*identities) == "another model"
 
 
 def test_a_tokenizer_of_the_same_size_that_is_not_the_model_s(home, tmp_path):

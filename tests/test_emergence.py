@@ -13,6 +13,7 @@ from helpers import ARTICLES, TINY, call, write_articles
 import evaluate
 from evaluation import samples
 from experiments.emergence import half_way_step, mean_over_runs
+from llm import LLM
 from support.checkpoint import load_weights
 
 SCRIPT = "experiments.emergence"
@@ -97,10 +98,13 @@ def test_the_interval_of_the_mean_is_student_s():
 
 
 def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(home, tmp_path):
-    folders = {name: Path(shutil.copytree(home / "one", tmp_path / name)) for name in ("bare", "other", "unfinished")}
+    folders = {name: Path(shutil.copytree(home / "one", tmp_path / name)) for name in ("bare", "other", "small", "unfinished")}
     shutil.rmtree(folders["bare"] / "snapshots")
     (folders["other"] / "snapshots" / "step-00000000.pt2").unlink()
     model = load_weights(home / "one" / "parameters.pt2")
+    small = LLM(**model.architecture() | {"num_layers": 1})
+    small.trained_on = model.trained_on
+    torch.save(small.state_dict(), folders["small"] / "parameters.pt2")
     model.trained_on["finished"] = False
     torch.save(model.state_dict(), folders["unfinished"] / "parameters.pt2")
     for arguments, message in (
@@ -108,6 +112,8 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(home, tmp_path):
         (["--out_dir", folders["bare"]], "has no snapshots"),
         (["--out_dir", folders["unfinished"]], "has not finished"),
         (["--out_dir", home / "one", "--runs", folders["other"]], "the runs differ"),
+        (["--out_dir", home / "one", "--runs", folders["small"]], "the runs differ"),
+        (["--out_dir", home / "one", "--runs", home / "two", home / "two" / ".." / "one"], "the same folder twice"),
         (["--out_dir", home / "one", "--facts", tmp_path / "none.jsonl"], "No such file"),
         (["--out_dir", home / "one", "--pairs", tmp_path / "none.csv"], "no such file"),
     ):

@@ -1,6 +1,7 @@
 """evaluate.py as a person starts it."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import matplotlib.image
 import pytest
 import torch
 from helpers import ARTICLES, call
+from matplotlib.figure import Figure
 
 import evaluate
 from corpus.sources import BUNDLED_FILE
@@ -80,10 +82,20 @@ def test_facts_with_paraphrases_are_printed_side_by_side(folder, tmp_path):
     out = run(folder, "--facts", tmp_path / "facts.jsonl")
     rows = {line.split()[0]: line.split() for line in out.splitlines() if "%" in line}
     assert "prompt (recitation?) / paraphrase (knowledge?)" in out
-    assert rows["столица"].count("/") == 4 and rows["кто"][3] == "/" and rows["кто"][4] == "–"
+    assert rows["столица"].count("/") == 5 and rows["кто"][3] == "/" and rows["кто"][4] == "–"
+    assert rows["кто"][5:8] == ["–", "/", "–"]  # a fact alone has no corrected rank
+    assert rows["all"][-3:] == ["50.0%", "/", "33.3%"]  # «кто» has a single answer, and no paraphrase
     result = results_in(folder)["facts"]
     assert result["overall"]["count"] == 4 and result["paraphrase"]["overall"]["count"] == 3
     assert matplotlib.image.imread(folder / "evaluation.png").shape == (1000, 1300, 4)
+
+
+def test_a_relation_without_paraphrases_has_no_bar_for_them():
+    prompts = {name: {"top1": 0.5, "chance": 0.1} for name in ("столица", "кто")}
+    axes = Figure().subplots()
+    report.draw_facts(axes, {"by_relation": prompts, "paraphrase": {"by_relation": {"столица": {"top1": 0.0}}}})
+    widths = [bar.get_width() for bar in axes.patches]
+    assert widths == pytest.approx([0.5, 0.5, 0, math.nan], nan_ok=True)
 
 
 def test_the_column_of_the_text_may_be_another_one(folder, tmp_path):

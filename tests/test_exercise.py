@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from exercise_solution import SOLUTION
 from helpers import ARTICLES, SMALL, call, write_articles
 
 import exercise
@@ -23,108 +24,10 @@ from exercises import checks
 BEGINNING, TITLES, STUBS = exercise.read_chapter()
 FILE = "my_transformer.py"
 
-# What stands in place of each ... of the stubs, in their order
-SOLUTION = '''
-counts = Counter()
-for piece in pieces:
-    counts.update(zip(piece, piece[1:]))
-pair = max(counts, key=counts.get)
-merged = []
-for piece in pieces:
-    tokens = []
-    for token in piece:
-        if tokens and (tokens[-1], token) == pair:
-            tokens[-1] += token
-        else:
-            tokens.append(token)
-    merged.append(tokens)
-return pair, merged
----
-return max(0, (len(self.tokens) - 1) // self.max_seq_len)
----
-begin = index * self.max_seq_len
-window = torch.tensor(self.tokens[begin : begin + self.max_seq_len + 1].astype(np.int64))
-return window[:-1], window[1:]
----
-powers = torch.exp(x - x.max(dim=-1, keepdim=True).values)
-return powers / powers.sum(dim=-1, keepdim=True)
----
-shifted = logits - logits.amax(dim=-1, keepdim=True)
-log_shares = shifted - torch.log(shifted.exp().sum(dim=-1, keepdim=True))
-of_targets = torch.take_along_dim(log_shares, targets.unsqueeze(-1), dim=-1)
-return -of_targets.mean()
----
-mean_square = (x * x).mean(dim=-1, keepdim=True)
-return self.weight * (x / torch.sqrt(mean_square + NORM_EPS))
----
-pair = torch.arange(head_size // 2)
-speed = torch.exp(-math.log(ROTARY_BASE) * 2 * pair / head_size)
-angle = torch.arange(length).unsqueeze(1) * speed
-angle = torch.cat([angle, angle], dim=1)
-return torch.cos(angle), torch.sin(angle)
----
-half = x.shape[-1] // 2
-a, b = x[..., :half], x[..., half:]
-c, s = cos[..., :half], sin[..., :half]
-return torch.cat([a * c - b * s, b * c + a * s], dim=-1)
----
-scores = torch.einsum("bhtd,bhsd->bhts", q, k) / math.sqrt(q.shape[-1])
-key_place = torch.arange(k.shape[2], device=k.device)
-query_place = key_place[-q.shape[2] :].unsqueeze(1)
-scores = scores.masked_fill(key_place > query_place, -math.inf)
-weights = softmax(scores)
-return torch.einsum("bhts,bhsd->bhtd", weights, v), weights
----
-q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv_proj(x).chunk(3, dim=-1))
-q, k = self.q_norm(q), self.k_norm(k)
-return rotate(q, cos, sin), rotate(k, cos, sin), v
----
-mixed, _ = attention(*self.project(x, cos, sin))
-B, H, T, d = mixed.shape
-return self.o_proj(mixed.permute(0, 2, 1, 3).reshape(B, T, H * d))
----
-gate, up = self.gate_up_proj(x).tensor_split(2, dim=-1)
-return gate * torch.sigmoid(gate) * up
----
-return self.down_proj(self.activations(x))
----
-found = self.attention(self.attention_norm(x), cos, sin)
-middle = x + self.dropout(found)
-return middle + self.dropout(self.mlp(self.mlp_norm(middle)))
----
-return self.logits(self.residual(input_ids))
----
-stream = F.dropout(self.embedding(input_ids), self.dropout, self.training)
-cos, sin = self.rotary(0, input_ids.shape[1], stream.dtype)
-for layer in self.blocks:
-    stream = layer(stream, cos, sin)
-return stream
----
-return self.norm(x) @ self.embedding.weight.t()
----
-if temperature == 0:
-    return logits.argmax(dim=-1)
-scores, tokens = torch.sort(logits, dim=-1, descending=True)
-if top_k:
-    scores, tokens = scores[:, :top_k], tokens[:, :top_k]
-shares = softmax(scores / temperature)
-before = shares.cumsum(dim=-1) - shares
-shares = torch.where(before < top_p, shares, 0.0)
-place = torch.multinomial(shares, 1, generator=generator)
-return torch.take_along_dim(tokens, place, dim=-1)[:, 0]
----
-for p, (m, v) in zip(parameters, averages):
-    m.copy_(betas[0] * m + (1 - betas[0]) * p.grad)
-    v.copy_(betas[1] * v + (1 - betas[1]) * p.grad**2)
-    m_hat = m / (1 - betas[0] ** step)
-    v_hat = v / (1 - betas[1] ** step)
-    p.sub_(rate * m_hat / (v_hat.sqrt() + eps))
-    p.grad = None
-'''
-
 # The step, what a learner writes otherwise, and what the check says about it
 SLIPS = [
-    ("merge", "counts.update(zip(piece, piece[1:]))", "counts.update(zip(sum(pieces, []), sum(pieces, [])[1:]))", "across the end"),
+    ("merge", "counts.update(zip(piece, piece[1:]))", "counts.update(zip(sum(pieces, []), sum(pieces, [])[1:]))",
+     "across the end"),
     ("merge", "max(counts, key=counts.get)", "max(reversed(counts), key=counts.get)", "the last is taken"),
     ("merge", "if tokens and (", "if not any(''.join(pair) in t for t in tokens) and tokens and (", "only the first place"),
     ("windows", "(len(self.tokens) - 1)", "len(self.tokens)", "the last target needs one token more"),
@@ -148,7 +51,8 @@ SLIPS = [
     ("rotary", "* 2 * pair", "* pair", "-2i / head_size"),
     ("rotary", "a * c - b * s, b * c + a * s", "a * c + b * s, b * c - a * s", "turns backwards"),
     ("rotary", "a * c - b * s", "a * c + b * s", "the minus is missing"),
-    ("rotary", "half = x", "return x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin\nhalf = x", "half a head"),
+    ("rotary", "half = x", "return x * cos + torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2) * sin\nhalf = x",
+     "half a head"),
     ("attention", "key_place > query_place", "key_place > query_place + 1", "a position sees the next"),
     ("attention", "key_place > query_place", "key_place >= query_place", "a position must see itself"),
     ("attention", " / math.sqrt(q.shape[-1])", "", "the scale 1 / sqrt(d) is missing"),
@@ -167,12 +71,18 @@ SLIPS = [
     ("mlp", "torch.sigmoid(gate) * up", "torch.sigmoid(gate)", "up is missing"),
     ("block", "found = self.attention(self.attention_norm(x), cos, sin)\nmiddle = x + self.dropout(found)\nreturn middle +",
      "middle = self.dropout(self.attention(self.attention_norm(x), cos, sin))\nreturn", "the residual stream is missing"),
-    ("block", "found = self", "x = self.attention_norm(x + self.attention(x, cos, sin))\nreturn self.mlp_norm(x + self.mlp(x))\nfound = self",
+    ("block", "found = self",
+     "x = self.attention_norm(x + self.attention(x, cos, sin))\nreturn self.mlp_norm(x + self.mlp(x))\nfound = self",
      "not after"),
-    ("block", "found = self", "x = x + self.attention(x, cos, sin)\nreturn x + self.mlp(x)\nfound = self", "the norms are missing"),
+    ("block", "found = self", "x = x + self.attention(x, cos, sin)\nreturn x + self.mlp(x)\nfound = self",
+     "the norms are missing"),
     ("block", "self.dropout(", "(", "dropout is missing"),
     ("model", "for layer in self.blocks:", "for layer in self.blocks[:1]:", "only one block is used"),
-    ("model", "    stream = layer(stream, cos, sin)\nreturn stream", "    out = layer(stream, cos, sin)\nreturn out", "each block reads"),
+    ("model", "    stream = layer(stream, cos, sin)\nreturn stream", "    out = layer(stream, cos, sin)\nreturn out",
+     "each block reads"),
+    ("model", "F.dropout(self.embedding(input_ids), self.dropout, self.training)", "self.embedding(input_ids)",
+     "dropout of the embedding is missing"),
+    ("model", "self.dropout, self.training)", "self.dropout)", "dropout is for training alone"),
     ("model", "self.norm(x) @", "x @", "the last norm is missing"),
     ("model", "self.logits(self.residual(input_ids))", "self.logits(self.residual(input_ids)[:, -1])", "not only the last"),
     ("sample", "scores / temperature", "scores * temperature", "divide by the temperature"),
@@ -182,10 +92,13 @@ SLIPS = [
     ("sample", "torch.take_along_dim(tokens, place, dim=-1)[:, 0]", "place[:, 0]", "the place in sorted order"),
     ("sample", "generator=generator", "generator=None", "the same generator"),
     ("sample", "torch.multinomial(shares, 1, generator=generator)", "shares.argmax(-1, keepdim=True)", "not drawn"),
-    ("adam", "m_hat = m / (1 - betas[0] ** step)\n    v_hat = v / (1 - betas[1] ** step)", "m_hat, v_hat = m, v", "bias of m and v"),
+    ("adam", "m_hat = m / (1 - betas[0] ** step)\n    v_hat = v / (1 - betas[1] ** step)", "m_hat, v_hat = m, v",
+     "bias of m and v"),
     ("adam", "v_hat.sqrt()", "v_hat", "the root of v is missing"),
     ("adam", "p.sub_(", "p.add_(", "uphill"),
     ("adam", "p.grad = None", "pass", "the next backward() adds to it"),
+    ("adam", "    p.grad = None", "p.grad = None", "the next backward() adds to it"),
+    ("adam", "    p.grad = None", "    p.grad = None\n    return", "change every p"),
     ("adam", "p.sub_(rate", "p = p - (rate", "in place"),
 ]  # fmt: skip
 
@@ -234,6 +147,14 @@ def test_the_way_from_start_to_the_last_step(here):
     assert code == 0 and out.count("[x]") == 13 and "train.py --model my_transformer.py" in out and not err, out
     assert time.process_time() - began < 10
     assert call("exercise.py", "check", 7).out.splitlines() == [out.splitlines()[6], out.splitlines()[-1]]
+
+
+def test_a_file_of_a_windows_editor_is_read(here):
+    call("exercise.py", "start")
+    stubs = (here / FILE).read_text(encoding="utf-8")
+    (here / FILE).write_bytes(b"\xef\xbb\xbf" + stubs.replace("\n", "\r\n").encode())
+    code, out, err = call("exercise.py", "check")
+    assert code == 1 and out.count("not written yet") == 13 and not err, out + err
 
 
 def test_the_stubs_are_ours_without_the_cache():

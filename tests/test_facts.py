@@ -69,6 +69,18 @@ def test_prompt_and_paraphrase_side_by_side(tokenizer):
     assert ranks == [3, 1, None, None]
 
 
+def test_a_single_prompt_of_a_relation_has_no_corrected_rank(tokenizer):
+    """The mean over the prompts would be its own score. So it does not lower the mean over other relations."""
+    scorer = Scorer(table_model(tokenizer, *KNOWN), tokenizer)
+    facts = [FACTS[0]._replace(paraphrase="Он жил без Франции"), *FACTS[1:]]
+    paraphrase = evaluate_facts(scorer, facts)["paraphrase"]["overall"]
+    assert (paraphrase["count"], paraphrase["top1"]) == (1, 1)
+    assert "top1_corrected" not in paraphrase and "mrr_corrected" not in paraphrase
+    result = evaluate_facts(scorer, [*FACTS, Fact("кто", "Кот", "Париж"), Fact("кто", "Кот", "Рим")])
+    assert [result["overall"][key] for key in ("count", "top1", "top1_corrected", "mrr_corrected")] == [5, 0.6, 1, 1]
+    assert ["rank_corrected" in row for row in result["facts"]] == [True] * 3 + [False] * 2
+
+
 # Answers of which one begins with the other
 
 CURRENCIES = ("фунт", "фунт стерлингов", "рубль")

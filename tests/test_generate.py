@@ -3,7 +3,8 @@
 import torch
 from helpers import call
 
-from corpus.tokenizer import load_tokenizer
+from corpus.tokenizer import encode, load_tokenizer
+from generate import text_stream
 from llm import LLM
 
 
@@ -29,3 +30,10 @@ def test_a_prompt_is_continued(trained):
     for prompt in ("", "🙂 שלום <EOS>\t", "слово " * 500, "Он ушёл."):
         code, out, err = call(*ask, prompt, "--max_new_tokens", 5)
         assert code == 0 and out.startswith(prompt.rstrip()), err
+
+
+def test_an_article_that_ends_at_once_is_told_from_the_next(trained):
+    tokenizer = load_tokenizer(trained / "bpe_tokenizer.json")
+    ids = [tokenizer.token_to_id("<EOS>"), *encode(tokenizer, "Волга впадает в море. ")]
+    assert "".join(text_stream(tokenizer, ids, "Он родился в 1799 г.")) == "\n\nВолга впадает в море. "
+    assert "".join(text_stream(tokenizer, ids, "Он ушёл. ")) == "Волга впадает в море. "

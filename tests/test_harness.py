@@ -2,12 +2,14 @@
 
 import re
 import subprocess
+from argparse import Namespace
 
 import pytest
-from helpers import ARTICLES, write_articles
+from helpers import ARTICLES, call, write_articles
 from scipy import stats
 
-from experiments.harness import Outcome, compare
+from experiments import harness, recipes
+from experiments.harness import Outcome, compare, load_corpus, read_flags, train
 from experiments.recipes import print_outcomes
 from support.cli import UserError, make_parser, parse_args
 
@@ -47,3 +49,49 @@ def test_each_run_is_made_once_and_the_table_compares(tmp_path, monkeypatch, cap
     assert re.search(r"two +5\.200 ± 2\.541 +\+0\.100 ± 1\.271 +2$", capsys.readouterr().out.rstrip())
     with pytest.raises(UserError, match="a run failed: .*divide"):
         compare({"wrong": {"d_model": 15}}, 1, 640, args, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "code, err, message",
+    [
+        (-9, "", "signal 9 ended it"),  # during the imports
+        (-9, "epoch 1/1: 20%", "signal 9 ended it"),
+        (1, "", "train.py ended with code 1"),
+        (2, "epoch 1/1: 20%\ntrain.py: no space left", "no space left"),
+    ],
+)
+def test_a_run_that_fails_says_why(tmp_path, monkeypatch, code, err, message):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: Namespace(returncode=code, stdout="", stderr=err))
+    with pytest.raises(UserError, match=f"a run failed: .*{message}"):
+        train(tmp_path / "run", {})
+    assert not (tmp_path / "run" / "finished").exists()
+
+
+def test_a_recipe_stands_unless_the_command_line_says_otherwise(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["recipes", "--tokens", "7", "--dropout", "0.1"])
+    args, tokens, seeds = read_flags(make_parser(""), 5, 2, {"dropout": 0.5, "snapshots": 0})
+    assert (args.dropout, args.snapshots, tokens, seeds) == (0.1, 0, 7, 2)
+    assert not hasattr(args, "tokens") and not hasattr(args, "seeds")
+    monkeypatch.setattr("sys.argv", ["recipes", "--seeds", "0"])
+    with pytest.raises(UserError, match="--seeds must be at least 1"):
+        read_flags(make_parser(""), 5, 2, {})
+
+
+def test_runs_of_recipes_keep_no_snapshots(tmp_path, monkeypatch):
+    given = []
+
+    def compare(recipes, seeds, tokens, args, folder):
+        given.append(args)
+        return {name: Outcome([3.0] * seeds) for name in recipes}
+
+    monkeypatch.setattr(recipes, "compare", compare)
+    done = call("experiments.recipes", "--out_dir", tmp_path)
+    assert done.code == 0 and "twice the batch, beta2 squared" in done.out, done.err
+    assert [args.snapshots for args in given] == [0]
+
+
+def test_a_text_is_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(harness, "load_text", lambda args: (read.append(args) or f"text {len(read)}", ""))
+    assert [load_corpus(tmp_path, vocab_size=size) for size in (300, 300, 400, 300)] == ["text 1", "text 1", "text 2", "text 1"]
+    assert [args.out_dir for args in read] == [str(tmp_path)] * 2

@@ -204,7 +204,7 @@ def test_sampling_draws_from_the_distribution_it_names():
     assert shares(1.0, 0, 0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)  # 0.5 is not yet 0.6
     assert shares(0.5) == pytest.approx([0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365], abs=0.015)
     assert shares(0) == [1, 0, 0, 0]
-    assert shares(1e-40) == shares(1.0, 0, 1e-50) == [1, 0, 0, 0]  # limits, not errors
+    assert shares(1e-60) == shares(1e-40) == shares(1.0, 0, 1e-50) == [1, 0, 0, 0]  # limits, not errors
 
 
 def test_the_state_dict_brings_the_model_back(tmp_path):

@@ -8,7 +8,7 @@ from pages import browser, model, move_slider, needs_browser, tokenizer, type_te
 
 import llm
 from corpus.sources import BUNDLED_FILE
-from corpus.tokenizer import EOS, encode_prompt
+from corpus.tokenizer import EOS, encode, encode_prompt
 from interpretability.page import PARTS, join_parts
 from interpretability.trace import trace
 
@@ -45,14 +45,21 @@ def test_token_ids_are_those_of_python(page, tokenizer):
     words = BUNDLED_FILE.read_text(encoding="utf-8").split()[:3000]
     texts = ["", " ", "А. С. Пушкин родился в 1799 г. в Москве. Там", HOSTILE]
     texts.append("Да… Нет! «Что?» — спросил.\n\nЭто т. е. вот.")
+    texts.append("чу\u00adжои\u0306 дом\u200b. Е\u0308лка.\ufeff")
     for _ in range(200):
         texts.append(" ".join(generator.choices(words, k=generator.randrange(1, 12))))
-        alphabet = "абвгд ёЖЗ.!?…«»—- \n\t\r12\0\u00a0\u2028🙂👍🏽שלם\u202eéÅﬁ<>&\"'e\u0301"
+        alphabet = "абвгд ёЖЗ.!?…«»—- \n\t\r12\0\u00a0\u2028🙂👍🏽שלם\u202eéÅﬁ<>&\"'e\u0301и\u0306\u00ad\u200b\ufeff"
         texts.append("".join(generator.choices(alphabet, k=generator.randrange(30))))
     script = "return arguments[0].map((text) => tokenizer.encode_prompt(text).map(({ id }) => id))"
     found = page.execute_script(script, texts)
     for text, ids in zip(texts, found):
         assert ids == encode_prompt(tokenizer, text)[1], repr(text)
+
+
+def test_eos_ends_a_prompt_only_if_the_next_word_begins_a_sentence(page, tokenizer):
+    script = "return tokenizer.encode_prompt(...arguments).at(-1).id === tokenizer.eos"
+    assert page.execute_script(script, "Он пришёл.") and page.execute_script(script, "Он пришёл.", "Потом")
+    assert not page.execute_script(script, "Он пришёл.", "потом")
 
 
 def test_activations_are_those_of_python(page, model):
@@ -123,6 +130,7 @@ def test_sliders_give_the_softmax_that_python_gives(page, model, tokenizer):
 
 def test_a_head_switched_off_changes_the_prediction(page, model, tokenizer):
     type_text(page, "Волга впадает в")
+    assert page.find_element("id", "switch").get_attribute("aria-pressed") is None  # its name says what it does
     page.find_element("id", "switch").click()
     ids = torch.tensor(encode_prompt(tokenizer, "Волга впадает в")[1])
     expected = trace(model, ids[None], {(0, 0)}).logits[0, -1]
@@ -151,12 +159,19 @@ def test_a_token_that_is_hidden_is_not_looked_at(page, model, monkeypatch):
     assert not torch.allclose(found, model(torch.tensor([ids]))[0, -1], rtol=0, atol=1e-2)
 
 
-def test_case_endings_are_ranked_as_python_ranks_them(page, model, tokenizer):
-    text, word, endings = "Они подошли к", "больш", ["ой", "ому", "ую", "их"]
-    start = len(encode_prompt(tokenizer, text)[1])
+@pytest.mark.parametrize(
+    "text, word, endings",
+    [
+        ("Они подошли к", "больш", ["ой", "ому", "ую", "их"]),
+        ("Он пришёл.", "", ["он", "его", "ему", "Они"]),  # <EOS> comes before the capital letter only
+    ],
+)
+def test_case_endings_are_ranked_as_python_ranks_them(page, model, tokenizer, text, word, endings):
+    before = encode(tokenizer, text)[:-1]
     scores = []
     for ending in endings:
         ids = encode_prompt(tokenizer, f"{text} {word}{ending}")[1]
+        start = len(encode_prompt(tokenizer, text)[1]) if ending[0].isupper() else 1 + len(before)
         logs = model(torch.tensor([ids]))[0].log_softmax(-1)
         scores.append(sum(logs[at - 1, ids[at]] for at in range(start, len(ids))))
     expected = sorted(zip(torch.stack(scores).softmax(0).tolist(), endings), reverse=True)
@@ -172,6 +187,56 @@ def test_arrow_keys_choose_tokens(page):
         page.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
         assert page.execute_script("return state.at") == last - step
         assert page.switch_to.active_element.get_attribute("aria-pressed") == "true"
+    script = "return Array.from(document.querySelector('#strip').children, (button) => button.tabIndex)"
+    assert page.execute_script(script) == [0 if at == last - 2 else -1 for at in range(last + 1)]
+
+
+def test_the_chosen_card_stays_in_sight(page):
+    type_text(page, "Волга впадает в Каспийское море, а Нева — в Балтийское. " * 3)
+    script = """document.querySelector('#tokens .box').scrollTop = 40;
+        document.querySelector('#tokens .tokens').children[20].click();
+        return document.querySelector('#tokens .box').scrollTop"""
+    assert page.execute_script(script) == 40
+
+
+def test_keys_of_later_tokens_are_not_listed(page):
+    type_text(page, "Волга впадает в")
+    names = page.execute_script(
+        "choose(1); draw_head(); return document.querySelector('#attention .vectors .strips div').children.length"
+    )
+    assert names == 4  # the query before and after it is turned, and two keys
+
+
+def test_a_text_longer_than_the_window_says_so(page, tokenizer):
+    text = "Волга впадает в Каспийское море. " * 30
+    type_text(page, text)
+    count = len(encode_prompt(tokenizer, text)[1])
+    assert f"only the last 128 of {count} tokens" in page.find_element("id", "status").text
+    type_text(page, "Волга")
+    assert " of 128 tokens" in page.find_element("id", "status").text
+
+
+def test_two_clicks_on_continue_draw_one_token_per_frame(page):
+    type_text(page, "Волга")
+    script = """const real = [requestAnimationFrame, cancelAnimationFrame];
+        const waiting = new Map();
+        let count = 0;
+        window.requestAnimationFrame = (draw_next) => (waiting.set(++count, draw_next), count);
+        window.cancelAnimationFrame = (frame) => waiting.delete(frame);
+        for (let i = 0; i < 2; i++) document.getElementById('continue').click();
+        [window.requestAnimationFrame, window.cancelAnimationFrame] = real;
+        return waiting.size"""
+    assert page.execute_script(script) == 1
+
+
+def test_a_drawn_part_of_a_character_has_no_merges(page):
+    type_text(page, "Волга")
+    script = """const real = pick;
+        pick = () => tokenizer.byte_ids[0xd0]; // the first byte of many Russian letters
+        extend(1);
+        pick = real;
+        return [state.tokens.at(-1).piece, document.querySelector('#tokens .merges table').textContent]"""
+    assert page.execute_script(script) == ["", ""]
 
 
 def test_nothing_jumps_while_typing(page):
@@ -187,6 +252,8 @@ def test_nothing_jumps_while_typing(page):
 def test_charts_are_large_enough_to_read(page):
     heights = page.execute_script("return Array.from(document.querySelectorAll('.chart'), (chart) => chart.clientHeight)")
     assert len(heights) == 2 and min(heights) > 100
+    texts = page.find_elements("css selector", "#context .chart text")
+    assert {"0", "127"} <= {text.text for text in texts}  # positions count from 0, as everywhere
 
 
 def test_a_hostile_prompt_shows_as_text(browser, model, tokenizer, tmp_path):

@@ -82,6 +82,49 @@ def test_pointing_at_a_head_says_what_happens_without_it(page, model, tokenizer)
     assert page.execute_script("return state.ablated.flat().some(Boolean)") is False
 
 
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("embedding", "Looks up the vector"),
+        ("stream", "adds its own vector"),
+        ("prediction", "What comes after"),
+        ("token-1", "has id"),
+        ("guess-1", "An orange frame"),
+    ],
+)
+def test_pointing_at_a_part_says_what_it_is(page, name, words):
+    point_at(page, name)
+    assert words in page.find_element("css selector", "#drawing .said").text
+    click(page, name)
+
+
+def test_a_part_that_is_deleted_is_no_longer_pointed_at(page, tokenizer):
+    point_at(page, f"token-{len(ids_of(tokenizer)) - 1}")
+    type_text(page, "Волга")
+    assert page.execute_script("return pointed") is None
+    assert "After" in page.find_element("css selector", "#drawing .said").text
+
+
+def test_the_frame_of_the_final_prediction_stays_orange(page):
+    script = """const colour = () => getComputedStyle(document.querySelector('.chip-frame.right')).stroke;
+        const before = colour();
+        arguments[0].focus();
+        return [before, colour()]"""
+    before, focused = page.execute_script(script, part(page, "guess-3"))
+    assert before == focused
+    page.execute_script("document.activeElement.blur()")
+
+
+def test_long_tokens_are_cut_in_the_prediction(page):
+    script = """tokenizer.label = () => 'ы'.repeat(30);
+        draw_answer();
+        const texts = Array.from(document.querySelectorAll('#drawing .answer text'), (text) => text.textContent);
+        delete tokenizer.label; // that of the class again
+        draw();
+        return texts"""
+    assert max(map(len, page.execute_script(script))) == 11
+
+
 def test_a_click_goes_to_the_section_with_the_head_chosen(page):
     click(page, "head-2-1")
     assert page.execute_script("return [state.layer, state.head]") == [2, 1]
@@ -114,6 +157,9 @@ def test_the_keyboard_reaches_and_switches_parts(page, model, tokenizer):
     assert page.execute_script("return state.ablated.flat().some(Boolean)") is False
     page.switch_to.active_element.send_keys(Keys.ENTER)
     assert page.execute_script("return state.layer") == 1
+    page.execute_script("arguments[0].focus()", part(page, "token-1"))
+    page.switch_to.active_element.send_keys(Keys.SPACE)  # which acts like Enter on a part without a switch
+    assert page.execute_script("return state.at") == 1
 
 
 def test_the_sign_beside_a_head_switches_it_off(page, model, tokenizer):

@@ -14,7 +14,8 @@ from interpretability.trace import trace
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 pytestmark = needs_browser
-TEXTS = {"left": "Он шёл от", "right": "Он шёл к", "word": "стар", "endings": "ого ому"}  # the model prefers one each
+TEXTS = {"left": "Он шёл от", "right": "Он шёл к", "endings": "ой ом ому ого ую ая ие их им ими"}  # opened() adds "word"
+WORDS = ["стар", "нов", "больш", "мал", "бел", "чуж", "молод", "чёрн", "русск", "древн"]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,15 @@ def opened(browser, model, tokenizer, tmp_path_factory):
     snapshots = [(3, folder / "step-00000003.pt2")]
     browser.get(written(model, tokenizer, folder, "Волга впадает в Каспийское море", snapshots).as_uri())
     wait_for(browser, "cases_model === model")
+
+    # The first word that makes a pair: the model, which is not trained, must prefer another ending after each text
+    script = """const [{ left, right, endings: list }, words] = arguments;
+        return words.find((word) => {
+            compared.word = word;
+            const sides = [left, right].map((text) => ({ text, shares: endings(text, word, list.split(" ")) }));
+            return !make_pair(sides).problem;
+        })"""
+    TEXTS["word"] = browser.execute_script(script, TEXTS, WORDS)
     return browser
 
 
@@ -149,6 +159,21 @@ def test_texts_of_other_lengths_get_a_sentence(page, tokenizer):
     assert f"left has {left_count} tokens" in said and f"right has {right_count} tokens" in said
     assert page.find_elements("css selector", "#cases .patching table") == []
     choose_in_section_3(page, 0, 0)
+
+
+def test_a_space_at_the_end_of_a_field_changes_nothing(page):
+    before = shares(page)
+    type_texts(page, **{name: text + " " for name, text in TEXTS.items()})
+    assert shares(page) == before
+
+
+def test_a_full_stop_before_a_small_letter_is_one_token(page, tokenizer):
+    type_texts(page, left="Он пришёл.", right="Он пришёл,")
+    script = """const sides = [[compared.left, "ого"], [compared.right, "ому"]];
+        return make_pair(sides.map(([text, ending]) => ({ text, shares: [{ ending }] })))"""
+    expected = pair_of_texts(tokenizer, f"Он пришёл. {TEXTS['word']}ого", f"Он пришёл, {TEXTS['word']}ому")
+    found = page.execute_script(script)
+    assert [found.get("clean"), found.get("corrupt")] == [expected.clean, expected.corrupt], found
 
 
 def test_other_texts_without_a_pair_get_a_sentence(page):

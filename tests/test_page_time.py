@@ -110,7 +110,7 @@ def test_the_last_step_is_that_of_the_log_or_after_all_snapshots():
 
 def test_as_many_snapshots_as_fit(model, tokenizer, snapshots, monkeypatch):
     neurons = {"contexts": np.zeros((3, 96, 1, 1)), "activations": np.zeros((3, 96, 1))}
-    measured = {"training": {"log": {"step": [20]}, "samples": []}, "neurons": neurons}
+    measured = {"training": {"log": {"step": [20]}, "samples": []}, "neurons": neurons, "snapshots": {"step": [*STEPS, 20]}}
     empty = len(make_page(model, tokenizer, measured, "").encode())
     for count in (0, 1, 2, 3):
         most = empty + count * (packed_size(model) + 100) + 1500

@@ -11,7 +11,8 @@ from small_models import HEADS, LAYERS, VOCAB, T, small_model
 
 import interpretability.steering as steering
 from corpus.tokenizer import train_tokenizer
-from interpretability.case_pairs import Pair, align, find_pairs, pair_of_texts, targets_of
+from interpretability.case_pairs import Pair, align, changed_verb, find_pairs, pair_of_texts, targets_of
+from interpretability.circuit_report import best_steering, print_contrasts
 from interpretability.contributions import contributions, direct_shares
 from interpretability.patching import (
     Part, heads_and_mlps, make_batch, patch, patch_stream, patched_scores, ratio, record, roles, scores,
@@ -111,6 +112,21 @@ def test_pairs_by_the_verb(tokenizer):
     assert (contrast, clean_case, corrupt_case) == ("на, by the verb", "loct", "accs")
     assert clean == "Он стоял на стен" and corrupt.startswith("Он ") and corrupt.endswith("л на стен")
     assert not found(tokenizer, "Он на стене.")
+
+
+def texts_with_another_verb(sentence: str) -> list[str]:
+    ((target,),) = targets_of([sentence])
+    return [text for _, _, text, _, _ in changed_verb(target)]
+
+
+def test_another_verb_takes_the_place_of_a_whole_word():
+    assert "Камень лежал на " in texts_with_another_verb("Камень упал на землю.")
+    assert texts_with_another_verb("Упал на землю.") == []  # and not «Улежал»
+
+
+def test_another_verb_is_in_the_same_mood():
+    texts = texts_with_another_verb("Ты сядь на землю.")
+    assert "Ты лежи на " in texts and "Ты останься на " in texts and "Ты останемся на " not in texts
 
 
 def test_a_pair_of_ones_own(tokenizer):
@@ -281,6 +297,29 @@ def test_a_ratio_and_its_interval():
 # The experiment
 
 
+def steered_row(strength: float, turned: float, cost: float) -> dict:
+    return {"strength": strength, "steered": {"share": turned}, "steered_cost": cost}
+
+
+def test_the_layer_that_is_drawn_is_one_where_steering_costs_little():
+    dear, cheap = [steered_row(0.5, 0.9, 0.3)], [steered_row(0.5, 0.2, 0.05), steered_row(1, 0.95, 0.4)]
+    assert best_steering({"1": dear, "2": cheap}) == ("2", cheap)
+    assert best_steering({"1": dear, "3": [steered_row(0.5, 0.1, 0.2)]})[0] == "1"  # all cost too much
+
+
+def test_a_contrast_of_one_pair_has_no_interval(capsys):
+    def contrast(count: int) -> dict:
+        ends = {"share": 3.2, "low": 3.2 if count == 1 else 1.5, "high": 3.2 if count == 1 else 4.5}
+        patching = {"head 1.1": {"share": 0.5, "low": 0.4, "high": 0.6}}
+        return {"both_right": {"count": count, "accuracy": 1.0}, "difference": ends, "patching": patching}
+
+    by_contrast = {"one": contrast(1), "many": contrast(9)}
+    print_contrasts({"best_heads": ["head 1.1"], "looks": {"head 1.1": 1.0}, "pairs": 10, "by_contrast": by_contrast})
+    one, many = capsys.readouterr().out.splitlines()[-2:]
+    assert one.split() == ["one", "1", "100.0%", "3.20", "–", "–"]
+    assert "3.20 (1.50 to 4.50)" in many and "50.0% (40.0% to 60.0%)" in many
+
+
 def test_a_pair_of_ones_own_from_the_command_line(trained):
     done = call(
         "experiments.case_circuit",
@@ -292,9 +331,10 @@ def test_a_pair_of_ones_own_from_the_command_line(trained):
         "Он стоял для столу",
     )
     assert done.code == 0 and "best three heads" in done.out, done.err
-    assert (trained / "case_circuit.json").exists() and (
-        trained / "case_circuit.png"
+    assert (trained / "case_circuit_pair.json").exists() and (
+        trained / "case_circuit_pair.png"
     ).read_bytes().startswith(b"\x89PNG")
+    assert not (trained / "case_circuit.json").exists()  # of the experiment, which takes minutes
     alone = call("experiments.case_circuit", "--out_dir", trained, "--clean", "Он стоял без стола")
     assert alone.code == 2 and "give both or none" in alone.err
     unlike = call("experiments.case_circuit", "--out_dir", trained, "--clean", "Он", "--corrupt", "Он")

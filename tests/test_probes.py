@@ -120,6 +120,16 @@ def test_words_of_real_sentences():
     assert find_words(targets_of(["Он жил без дома, ё."]), whole) == []
 
 
+def test_a_word_with_a_capital_is_judged_by_its_own_tokens():
+    """«Москве» is one token, though «москве» is not; «Ваню» is two, and its first one also begins «Ваня»."""
+    letters = [a + b for a in "аскевмюяы" for b in "аскевмюяы"]
+    tokenizer = train_tokenizer([f" Он жил в Москве про Ван {' '.join(letters)} "] * 9, 600)
+    assert len(tokenizer.encode(" Москве").ids) == 1 < len(tokenizer.encode(" москве").ids)
+    targets = targets_of(["Он жил в Москве, ё.", "Он пел про Ваню."])
+    assert [target.case for (target,) in targets] == ["loct", "accs"]
+    assert [tokenizer.decode(word.ids[1:]) for word in find_words(targets, tokenizer)] == ["Он пел про Ваню"]
+
+
 def test_an_interval_counts_lemmas_and_not_words():
     right = np.array([True] * 50 + [False] * 50)
     many, few = np.arange(100).astype(str), np.repeat(["a", "b"], 50)

@@ -97,7 +97,7 @@ def test_from_the_text_to_the_prediction(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "SHARES", (1 / 4, 1 / 2, 1))
     monkeypatch.setattr(scaling_law, "DRAWS", 20)
     flags = "--d_model 32 --num_heads 1 --num_layers 1 --max_seq_len 16 --vocab_size 300".split()
-    flags += ["--batch_size", 4, "--dataset", text, "--out_dir", tmp_path, "--tokens", 5120]
+    flags += ["--batch_size", 4, "--dataset", text, "--out_dir", tmp_path, "--tokens", 5120, "--epochs", 3]
     trained = []
 
     def train_here(command, **_):
@@ -130,7 +130,7 @@ def test_from_the_text_to_the_prediction(tmp_path, monkeypatch):
     assert prediction["d_model"] == 32 and prediction["tokens"] > 5120
     assert prediction["from"] < prediction["loss"] < prediction["to"]
     assert matplotlib.image.imread(tmp_path / "scaling.png").shape == (700, 1600, 4)
-    assert "Prediction" in done.out
+    assert "Prediction" in done.out and done.out.count("--epochs") == done.out.count("--epochs 1 ") == 1
 
     assert call(SCRIPT, *flags).out == done.out and len(trained) == 7  # nothing is trained again
     again = call(SCRIPT, *flags, "--tokens", 10**9)

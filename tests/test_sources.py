@@ -14,7 +14,7 @@ import pytest
 from helpers import ROOT, damaged
 from hub import hub
 
-from corpus.sources import load_articles
+from corpus.sources import is_hub_name, load_articles, load_articles_or_bundled
 from corpus.token_files import prepare_corpus
 from support.cli import UserError
 
@@ -235,3 +235,22 @@ def test_characters_in_two_parts_and_invisible_ones(tmp_path):
 def test_half_a_surrogate_pair_is_no_reason_to_stop(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"sample": "Да\\ud800 нет."}\n', encoding="utf-8")
     assert articles_of(tmp_path / "a.jsonl") == ["Да? нет."]
+
+
+def test_a_folder_and_a_data_set_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("bundled", "texts/books"):
+        Path(folder).mkdir(parents=True)
+        (Path(folder) / "a.txt").write_text("Своя статья.\n", encoding="utf-8")
+    assert len(articles_of("bundled")) > 1000 and articles_of("./bundled") == ["Своя статья."]
+    articles, name = load_articles_or_bundled("texts/books", "sample")
+    assert list(articles) == ["Своя статья."] and name == "./texts/books" and not is_hub_name(name)
+    assert list(load_articles_or_bundled(name, "sample")[0]) == ["Своя статья."]
+
+
+def test_what_the_scripts_write_beside_the_text_is_not_read(tmp_path):
+    (tmp_path / "a.txt").write_text("Статья.\n", encoding="utf-8")
+    for name in ("parameters.pt2", "emergence.json", "ablations.json", "case_circuit_pair.json", "ablations/cache/about.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    assert articles_of(tmp_path) == ["Статья."]

@@ -1,5 +1,7 @@
 """From text to token ids and back."""
 
+import unicodedata
+
 import pytest
 from helpers import ARTICLES
 from hypothesis import given, settings
@@ -43,5 +45,9 @@ def test_a_prompt_goes_on_where_it_stops(tokenizer):
     assert text == "Столица Франции" and ids[0] == eos and eos not in ids[1:]
     text, ids = encode_prompt(tokenizer, "Он ушёл.")
     assert text == "Он ушёл. " and ids[-1] == eos
+    for begun in ("Он родился в 1799 г. В", "Он пришёл. «"):  # the last sentence has only begun
+        assert encode_prompt(tokenizer, begun)[0] == begun and encode_prompt(tokenizer, begun)[1][-1] != eos
     assert encode_prompt(tokenizer, "") == ("", [eos])
     assert encode_prompt(tokenizer, "Да\udcff да")[0] == "Да? да"
+    decomposed = unicodedata.normalize("NFD", "Чёрный чай")  # й in two characters, and a soft hyphen
+    assert encode_prompt(tokenizer, decomposed[:4] + "\u00ad" + decomposed[4:]) == encode_prompt(tokenizer, "Чёрный чай")

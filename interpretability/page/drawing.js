@@ -6,7 +6,7 @@ const drawing_parts = add_section(
   "drawing",
   "The whole model",
   "Read it from the bottom up. The chosen token becomes a vector, the blue line, and rises through the layers. " +
-    "Heads look at earlier tokens and add what they find; the MLP adds what it knows about the token alone. The " +
+    "Heads look at earlier tokens and add what they find; the MLP works on this one vector and adds to it. The " +
     "longer a bar, the more is added. Point at a part to read what it does, and click it to go to its section. " +
     "The sign beside a head or an MLP switches it off (on the keyboard: the space bar).",
   "x = embedding[id]; x ← x + Σ heads; x ← x + MLP; p(next) = softmax(norm(x) · embeddingᵀ)",
@@ -112,6 +112,7 @@ function draw_drawing(lens) {
   drawing.append(guess_part(0), embedding_part(), ...token_parts_of(), answer_part());
   picture.replaceChildren(drawing);
   if (focused) drawing.querySelector(`[data-part="${focused}"]`)?.focus({ preventScroll: true });
+  if (pointed && !drawing.querySelector(`[data-part="${pointed}"]`)) pointed = null; // as when its token was deleted
   compare_soon();
   draw_note();
 }
@@ -257,7 +258,7 @@ function guess_part(n) {
   const likely = guesses[n].slice(0, count).filter(({ p }, i) => i === 0 || p >= 0.01);
   const chips = likely.map(({ id, p }, i) => {
     const x = at.spine + 16 + margin + i * (width + 5);
-    const opacity = (0.55 * strength(p)).toFixed(3);
+    const opacity = (0.5 * strength(p)).toFixed(3); // as in shade(), to read text on it
     const label = `${short_label(id, at.narrow ? 9 : LABEL_LETTERS)} ${Math.round(100 * p)}%`;
     return svg(
       "g",

@@ -51,16 +51,18 @@ function part_text({ kind, n, h }) {
     const activations = cache.layers[n].activations[state.at];
     const strong = largest([activations]);
     const active = activations.filter((x) => Math.abs(x) > strong / 10).length;
-    return `Works on ${token} alone. ${active} of ${hidden} neurons are active. ${adds(parts.layers[n].mlp)}`;
+    const strongest = `${active} of ${hidden} neurons reach a tenth of the strongest activation.`;
+    return `Works on the vector of ${token} alone. ${strongest} ${adds(parts.layers[n].mlp)}`;
   }
   if (kind === "guess") {
     const list = guesses[n].slice(0, 3).map(({ id, p }) => `“${tokenizer.label(id)}” ${format_percent(p)}`).join(", ");
-    return `If the model ended here, it would predict ${list}. A frame marks the token that it predicts in the end.`;
+    const frame = "An orange frame marks the token that it predicts in the end.";
+    return `If the model ended here, it would predict ${list}. ${frame}`;
   }
+  if (kind === "token") return `${label_at(n)} has id ${state.ids[n]}. Click to choose it.`;
   return {
     embedding: `Looks up the vector of ${token}: ${D} numbers, learned in training. The first are shown as colours.`,
-    stream: `The vector of ${token} on its way up. Each part reads it and adds to it; nothing is ever taken away.`,
-    token: `${label_at(n) ?? ""} has id ${state.ids[n]}. Click to choose it.`,
+    stream: `The vector of ${token} on its way up. Each part reads it and adds its own vector.`,
     prediction: `What comes after ${token}: the likeliest of ${format_count(V)} tokens.`,
   }[kind];
 }
@@ -71,8 +73,8 @@ function habit_of(n, h) {
   const habits = {
     "previous token": "the token just before",
     "first token": "the first token of the text",
-    "same token": "earlier places of the same token",
-    induction: "what followed the same token before",
+    "same token": "earlier places of the same token (where there are any)",
+    induction: "what followed the same token before (where it occurred)",
   };
   const scores = Object.keys(habits).map((name) => [name, data.measured.head_scores[name]?.values[n][h] ?? 0]);
   const [name, score] = scores.reduce((a, b) => (b[1] > a[1] ? b : a));
@@ -86,7 +88,9 @@ function summary() {
     ...heads.map(({ written }, h) => ({ kind: "head", n, h, written })),
   ]);
   const most = all.reduce((a, b) => (b.written > a.written ? b : a));
-  if (most.written === 0) return "No part writes anything yet: before training, the vector passes through unchanged.";
+  if (most.written === 0) {
+    return "No part adds anything: the vector passes through unchanged, as it does before training.";
+  }
   return `Most is written by: ${part_title(most)}. Point at a part to read what it does.`;
 }
 
@@ -139,7 +143,7 @@ function draw_answer() {
     return svg(
       "g",
       {},
-      words(at.spine - 8, y + 5, tokenizer.label(id), { "text-anchor": "end", ...first }),
+      words(at.spine - 8, y + 5, short_label(id), { "text-anchor": "end", ...first }),
       svg("rect", { x: at.spine + 14, y: y - 7, width: Math.max(1, longest * p), height: 14, rx: 3, class: "amount" }),
       words(Math.max(at.spine + 14 + longest * p, mark) + 6, y + 5, format_percent(p), { ...first, "font-size": 12 }),
       ...(comparing ? [svg("line", { x1: mark, x2: mark, y1: y - 9, y2: y + 9, class: "compared" })] : []),
@@ -202,8 +206,8 @@ picture.addEventListener("keydown", (event) => {
   const name = part_of(event);
   if (!name || (event.key !== "Enter" && event.key !== " ")) return;
   event.preventDefault();
-  if (event.key === "Enter") go_to_part(name);
-  else switch_part(name);
+  if (event.key === " " && /^(head|mlp)-/.test(name)) switch_part(name);
+  else go_to_part(name);
 });
 
 /** Switch a head or an MLP off, or on again. */

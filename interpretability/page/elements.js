@@ -80,7 +80,7 @@ function strength(value) {
 /** The style of an element whose background shows a value, pale enough to read text on it. */
 function shade(value) {
   const end = value < 0 ? "below" : "above";
-  return `background:rgba(var(--${end}),${(0.55 * strength(value)).toFixed(3)})`;
+  return `background:rgba(var(--${end}),${(0.5 * strength(value)).toFixed(3)})`;
 }
 
 function legend(low, high) {

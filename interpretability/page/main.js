@@ -38,14 +38,19 @@ function run() {
   model.forward(state.ids, cache, state.ablated);
   draw();
   const milliseconds = (performance.now() - began).toFixed(0);
-  const full = state.ids.length === max_seq_len ? "; the window is full" : "";
-  const message = `${state.ids.length} of ${max_seq_len} tokens, ${milliseconds} ms${full}`;
-  document.getElementById("status").textContent = message;
+  const { ids, left_out } = state;
+  const count = left_out
+    ? `only the last ${ids.length} of ${left_out + ids.length} tokens fit into the window`
+    : `${ids.length} of ${max_seq_len} tokens`;
+  const full = ids.length === max_seq_len && !left_out ? "; the window is full" : "";
+  document.getElementById("status").textContent = `${count}, ${milliseconds} ms${full}`;
 }
 
 /** Show a text. If it is longer than the window, its last tokens are shown. */
 function read(text) {
-  state.tokens = tokenizer.encode_prompt(text).slice(-max_seq_len);
+  const tokens = tokenizer.encode_prompt(text);
+  state.left_out = Math.max(0, tokens.length - max_seq_len);
+  state.tokens = tokens.slice(-max_seq_len);
   state.ids = state.tokens.map(({ id }) => id);
   state.at = state.ids.length - 1;
   run();

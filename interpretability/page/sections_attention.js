@@ -36,8 +36,7 @@ function draw_maps() {
   for (let n = 0; n < L; n++) {
     for (let h = 0; h < H; h++) grid.append(map_button(n, h));
   }
-  const switch_attributes = { id: "switch", "aria-pressed": String(is_ablated), onclick: toggle_head };
-  const switch_button = el("button", switch_attributes, is_ablated ? "switch on" : "switch off");
+  const switch_button = el("button", { id: "switch", onclick: toggle_head }, is_ablated ? "switch on" : "switch off");
   const title = `${head_name(layer, head).replace("layer", "Layer")} `;
   attention_parts.two.replaceChildren(
     el("div", {}, legend("0", "1"), grid, el("p", {}, "One row per layer, one column per head.")),
@@ -134,8 +133,9 @@ function draw_query_and_keys(query, unturned, keys) {
   const pair = (i, x) => [x[i], x[i + d / 2]];
   const angles = rotary_angles(at, d);
   const dials = pairs.map((i) => dial(i, pair(i, unturned), pair(i, query), angles[i]));
-  const vectors = [unturned, query, ...keys];
-  const names = ["query", "turned", ...keys.map((_, s) => "key " + label_at(s))];
+  const seen = keys.slice(0, at + 1); // later tokens' keys are not compared with
+  const vectors = [unturned, query, ...seen];
+  const names = ["query", "turned", ...seen.map((_, s) => "key " + label_at(s))];
   attention_parts.vectors.replaceChildren(
     el("p", {}, `The query of ${label_at(at)}, at position ${at}, and the keys it is compared with.`),
     el("p", {}, "Queries and keys are turned according to their position, so that a head can use the distance " +

@@ -9,7 +9,8 @@ const cases_parts = add_section(
   "8. Case endings",
   "In Russian, a word's ending shows its role in the sentence, and a preposition or an adjective before it " +
     "decides which ending is correct. Here are two texts that differ in one word, and another word with its " +
-    "possible endings: how likely is each ending after each text?",
+    "possible endings: how likely is each ending after each text? In this section all parts are switched on, " +
+    "whatever is off above.",
   "p(ending) = product of p(token | text) over the word's tokens, divided by the sum over all endings listed",
   "fields",
   "two",
@@ -41,11 +42,11 @@ let patching_timer; // of the next cell
 
 for (const [name, value] of Object.entries(compared)) {
   const oninput = (event) => {
-    compared[name] = event.target.value;
+    compared[name] = event.target.value.trim();
     clearTimeout(cases_timer);
     cases_timer = setTimeout(draw_cases, 300);
   };
-  cases_parts.fields.append(el("label", {}, name, el("input", { value, dir: "auto", oninput })));
+  cases_parts.fields.append(el("label", {}, name, el("input", { value, dir: "auto", lang: "ru", oninput })));
 }
 
 function draw_cases() {
@@ -65,10 +66,10 @@ function draw_cases() {
 /** The share of each ending of a word after a text, the likeliest first: [{ending, p}]. */
 function endings(text, word, list) {
   const form_cache = new Cache(L);
-  const start = tokenizer.encode_prompt(text).length;
   const log_probabilities = list.map((ending) => {
     const ids = tokenizer.encode_prompt(`${text} ${word}${ending}`).map(({ id }) => id);
     if (ids.length > max_seq_len) return -Infinity;
+    const start = tokenizer.encode_prompt(text, word + ending).length; // of the word
     model.forward(ids, form_cache);
     let sum = 0;
     for (let at = start; at < ids.length; at++) {
@@ -90,9 +91,10 @@ function endings(text, word, list) {
  * of the first token that differs. If the texts make no pair: {problem}, a sentence that says why.
  */
 function make_pair(sides) {
-  const [left, right] = sides.map(({ text }) => tokenizer.encode_prompt(text).map(({ id }) => id));
-  const [clean, corrupt] = sides.map(({ text, shares: [first] }) => {
-    return tokenizer.encode_prompt(`${text} ${compared.word}${first?.ending ?? ""}`).map(({ id }) => id);
+  const forms = sides.map(({ shares: [first] }) => compared.word + (first?.ending ?? ""));
+  const [left, right] = sides.map(({ text }, i) => tokenizer.encode_prompt(text, forms[i]).map(({ id }) => id));
+  const [clean, corrupt] = sides.map(({ text }, i) => {
+    return tokenizer.encode_prompt(`${text} ${forms[i]}`).map(({ id }) => id);
   });
   if (Math.max(clean.length, corrupt.length) > max_seq_len) {
     return { problem: `A text with the word must fit into ${max_seq_len} tokens.` };
@@ -148,7 +150,7 @@ function draw_patching(sides) {
   const [left_token, right_token] = [pair.clean_token, pair.corrupt_token].map((id) => `“${tokenizer.label(id)}”`);
   const cells = empty_cells();
   const looks = el("div", { id: "looks" });
-  const names = Array.from({ length: H }, (_, h) => String(h + 1));
+  const names = Array.from({ length: H }, (_, h) => `head ${h + 1}`);
   const lines = Array.from({ length: L }, (_, n) => {
     return [`layer ${n + 1}`, ...cells.filter(({ layer }) => layer === n).map(({ cell }) => cell)];
   });
@@ -164,7 +166,7 @@ function draw_patching(sides) {
         "div",
         {},
         legend("−100%", "+100%"),
-        box("recovered share", 0, table(lines, 0, ["head", ...names, "MLP"])),
+        box("recovered share", 0, table(lines, 0, ["", ...names, "MLP"])),
         el("p", {}, "Choose a head to see where it looks, here and in section 3. The shares need not sum to 100%, " +
           "since parts work together."),
       ),

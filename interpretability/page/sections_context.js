@@ -23,7 +23,7 @@ function draw_context() {
   const shown = box("each token hidden", 9, el("div", { class: "tokens" }, ...chips));
   context_parts.hiding.replaceChildren(
     el("p", {}, `${tokenizer.label(next.id)} has ${format_percent(next.p)} after ${label_at(at)}.`),
-    legend("−3 nats", "+3 nats"),
+    legend("20 times less likely", "20 times likelier"), // e³ = 20.1
     shown,
   );
   shown.scrollTop = shown.scrollHeight;
@@ -43,12 +43,12 @@ function draw_context() {
 /** What was measured when the page was made: the loss by position, and a table of all heads. */
 function draw_measured() {
   const { base_loss, position_loss, head_scores, ablation } = data.measured;
-  const positions = position_loss.map((_, i) => i + 1);
+  const positions = position_loss.map((_, i) => i);
   const names = Object.keys(head_scores);
   context_parts.measured.append(
-    el("p", {}, "Measured on held-out text with the finished model: the mean loss by position in the window. " +
-      "More text before a token usually makes it easier to predict. The mean over all positions is " +
-      `${format_number(base_loss)} nats.`),
+    el("p", {}, "Measured on held-out text with the finished model: the mean loss by position in the window. At " +
+      "position 0, the model predicts from the first token alone; more text usually makes it easier. The mean over " +
+      `all positions is ${format_number(base_loss)} nats.`),
     chart([["loss", positions, position_loss]], "position in the window", "nats per token"),
     el("p", {}, "What each head attends to on average, and how much the loss rises when it is switched off. " +
       "The last row is the score of uniform attention, with equal weights on all visible tokens. Each column " +

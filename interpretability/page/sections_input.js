@@ -23,7 +23,9 @@ function token_button(id, at, ...more) {
 function draw_tokens() {
   draw_strip();
   const cards = state.ids.map((id, at) => token_button(id, at, el("small", {}, String(id))));
+  const top = token_parts.cards.firstChild?.scrollTop ?? 0; // a new box would jump back to its beginning
   token_parts.cards.replaceChildren(box("tokens and ids", 7, el("div", { class: "tokens" }, ...cards)));
+  token_parts.cards.firstChild.scrollTop = top;
 
   const { id, piece } = state.tokens[state.at];
   const bytes = tokenizer.bytes[id].map(hex).join(" ") || "none, since it only marks a place";
@@ -34,11 +36,12 @@ function draw_tokens() {
   );
 }
 
-/** The row of tokens at the top of the page, with the chosen one in the middle. */
+/** The row of tokens at the top of the page, with the chosen one in the middle. It is one stop for the Tab key. */
 function draw_strip() {
   const strip = document.getElementById("strip");
   strip.replaceChildren(...state.ids.map((id, at) => token_button(id, at)));
   const chosen = strip.children[state.at];
+  for (const button of strip.children) button.tabIndex = button === chosen ? 0 : -1;
   strip.scrollLeft = chosen.offsetLeft - strip.offsetLeft - strip.clientWidth / 2;
 }
 
@@ -57,9 +60,9 @@ const embedding_parts = add_section(
   "embedding",
   "2. Embedding",
   `Each of the ${format_count(V)} tokens has a vector of ${D} numbers, learned in training. It does not ` +
-    "depend on the position of the token; attention adds that. Tokens whose vectors have similar directions " +
-    "are used in similar ways.",
-  `x = embedding[ids]: (T,) → (T, ${D}); similarity cos(a, b) = a · b / |a| |b|`,
+    "depend on the position of the token; attention takes the position into account, see section 3. Tokens whose " +
+    "vectors have similar directions are used in similar ways.",
+  `x = embedding[ids]: (T,) → (T, ${D}); similarity cos(a, b) = a · b / (|a| |b|)`,
   "two",
 );
 

@@ -26,15 +26,15 @@ function draw_mlp() {
   const lines = neurons.slice(0, 6).flatMap((neuron) => neuron_lines(neuron, activations[neuron]));
   mlp_parts.neurons.replaceChildren(
     el("p", {}, `Layer ${state.layer + 1}, ${label_at(state.at)}.`),
-    box("neurons", 0, table(lines, 18, ["neuron", "here", "there", "training text"])),
+    box("neurons", 0, table(lines, 18, ["neuron", "activation here", "activation there", "training text"])),
     el("p", { class: "legend" }, `The training text of each neuron.${finished_model_note()}`),
   );
 }
 
-/** Up to three places in the training text, a line each. The first also has the neuron and its activation here. */
+/** The places of a neuron in the training text, a line each. The first also has the neuron and its activation here. */
 function neuron_lines(neuron, activation) {
   const lines = [];
-  for (let i = 0; i < Math.min(places_per_neuron, 3); i++) {
+  for (let i = 0; i < places_per_neuron; i++) {
     const place = (state.layer * neurons_per_layer + neuron) * places_per_neuron + i;
     const ids = neuron_contexts.subarray(place * context_length, (place + 1) * context_length);
     const labels = Array.from(ids, (id) => tokenizer.label(id));
@@ -94,10 +94,10 @@ function draw_stream(lens) {
 const prediction_parts = add_section(
   "prediction",
   "6. Prediction",
-  "The last vector is multiplied with the vector of every token, and softmax turns the products into " +
-    "probabilities. A temperature below 1 sharpens them, one above 1 flattens them. Top-k keeps the k " +
-    "likeliest tokens; top-p keeps the fewest tokens whose probabilities sum to at least p. The next token " +
-    "is drawn from what is left.",
+  "The chosen token's vector after the last layer is multiplied with the vector of every token, and softmax " +
+    "turns the products into probabilities. A temperature below 1 sharpens them, one above 1 flattens them. Top-k " +
+    "keeps the k likeliest tokens; top-p keeps the fewest tokens whose probabilities sum to at least p. The next " +
+    "token is drawn from what is left.",
   `softmax(norm(x) · embeddingᵀ / temperature): (${D},) → (${V},)`,
   "sliders",
   "candidates",
@@ -138,15 +138,19 @@ prediction_parts.sliders.append(
   el("button", { id: "continue", onclick: () => extend(30) }, "continue"),
 );
 
+let next_draw; // the frame that draws the next token
+
 /** Append `count` tokens, drawn one per frame. Stops when the text is changed or the window is full. */
 function extend(count, text = state.tokens) {
+  cancelAnimationFrame(next_draw); // of a click before
   if (state.tokens !== text || state.ids.length >= max_seq_len) return;
   state.at = state.ids.length - 1;
   const id = pick(prediction());
-  state.tokens.push({ id, piece: tokenizer.decode([id]) });
+  const piece = tokenizer.decode([id]);
+  state.tokens.push({ id, piece: piece.includes("\ufffd") ? "" : piece }); // a part of a character has no merges to show
   state.ids.push(id);
   state.at++;
   document.getElementById("text").value = tokenizer.decode(state.ids);
   run();
-  if (count > 1) requestAnimationFrame(() => extend(count - 1, text));
+  if (count > 1) next_draw = requestAnimationFrame(() => extend(count - 1, text));
 }

@@ -13,6 +13,7 @@ const { d_model: D, num_heads: H, num_layers: L, max_seq_len, vocab_size: V, hea
 const state = {
   tokens: [], // [{id, piece}], the text
   ids: [], // their ids
+  left_out: 0, // tokens before them that do not fit into the window
   at: 0, // the position of the chosen token
   layer: 0, // of the chosen head
   head: 0,

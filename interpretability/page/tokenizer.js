@@ -13,6 +13,7 @@ const BOUNDARY = new RegExp(
     String.raw`|\n[${SPACE}]*\n[${SPACE}]*`,
   "gu",
 );
+const DROPPED = /[\u00ad\u200b\ufeff]/g; // as in corpus/sources.py
 const LAST_WORD = new RegExp(String.raw`[${WORD}\-]+(?=\n?$)`, "u");
 const BLANK_END = new RegExp(String.raw`(?<![${SPACE}])[${SPACE}]+$`, "u");
 
@@ -112,10 +113,13 @@ class Tokenizer {
     return tokens;
   }
 
-  /** The tokens of a prompt after an <EOS>. The last sentence is followed by <EOS> only if it is finished. */
-  encode_prompt(prompt) {
-    prompt = prompt.replace(/\p{Surrogate}/gu, "?").replace(BLANK_END, "");
-    const finished = prompt && this.split_sentences(prompt + " А").length > this.split_sentences(prompt).length;
+  /**
+   * The tokens of a prompt after an <EOS>. The last sentence is followed by <EOS> only if it is finished.
+   * next: the word that will follow it; a small letter continues the sentence even after a full stop.
+   */
+  encode_prompt(prompt, next = "А") {
+    prompt = prompt.replace(/\p{Surrogate}/gu, "?").replace(DROPPED, "").normalize("NFC").replace(BLANK_END, "");
+    const finished = prompt && this.split_sentences(`${prompt} ${next}`).at(-1) === next;
     const tokens = this.encode(finished ? prompt + " " : prompt);
     return [{ id: this.eos, piece: "" }, ...(finished ? tokens : tokens.slice(0, -1))];
   }
