@@ -1,7 +1,7 @@
 """The training loss: output layer and cross-entropy in one, a few hundred positions at a time.
 
-The logits of a batch are its largest tensor by far: for 16 windows of 128, that is 2,048 positions x 5,000 tokens, they are
-41 MB, and their gradient is as much again. Nobody needs them all at once. OutputLoss computes them in chunks that fit into the processor's cache, and, while a
+The logits are the largest tensor by far: for 16 windows of 128, 2,048 positions x 5,000 tokens, 41 MB, and their gradient is as
+much again. Nobody needs them all at once. OutputLoss computes them in chunks that fit into the processor's cache, and, while a
 chunk is there, its share of both gradients. Liger-Kernel (arXiv:2410.10989, section 3.2) does the same on GPUs.
 """
 

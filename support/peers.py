@@ -20,7 +20,7 @@ from torch import Tensor
 
 from corpus.tokenizer import EOS
 from llm import LLM
-from publishing.gguf_file import gguf_file
+from publishing.gguf_file import BLOCK, gguf_file
 from publishing.qwen3 import qwen3_config, qwen3_tensors
 from support.device import choose_device
 
@@ -108,19 +108,23 @@ def nanogpt_generation(folder: str, args: Namespace) -> GenerationPeer:
 
 
 def llama_cpp_generation(model: LLM, tokenizer: Tokenizer) -> GenerationPeer:
-    """The same model as export.py --gguf --quantize q8_0 writes it, with the settings of the package llama-cpp-python."""
+    """The same model as export.py --gguf --quantize q8_0 writes it, with the settings of the package llama-cpp-python.
+
+    In float32 if q8_0 does not fit the width.
+    """
     import gguf  # noqa: F401, gguf_file() needs it
     import llama_cpp
 
+    quantize = None if model.d_model % BLOCK else "q8_0"
     config = qwen3_config(model, tokenizer.token_to_id(EOS))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         tensors = {name: tensor.cpu() for name, tensor in qwen3_tensors(model).items()}
-        path.write_bytes(gguf_file(config, tensors, tokenizer, "unknown", "q8_0"))
+        path.write_bytes(gguf_file(config, tensors, tokenizer, "unknown", quantize))
         llama = llama_cpp.Llama(str(path), n_ctx=model.max_seq_len, verbose=False)
 
     def generate(ids: Tensor, count: int):
         llama.reset()  # else it would keep the prompt's keys and values of the last time
         return list(itertools.islice(llama.generate(ids[0].tolist(), temp=0), count))
 
-    return GenerationPeer("llama.cpp, q8_0", generate, streams=(1,))
+    return GenerationPeer(f"llama.cpp, {quantize or 'float32'}", generate, streams=(1,))
