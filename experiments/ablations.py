@@ -34,8 +34,7 @@ from support.cli import UserError, atomic_write, make_parser, run_script, write_
 from support.device import choose_device
 from support.model_class import model_class
 
-RATES = (0.5, 1, 2)  # times --learning_rate. Each model is trained at the one that is best for it
-SEARCH = 1 / 4  # share of the tokens on which the rates are compared, with seed 0
+RATES = (0.5, 1, 2)  # times --learning_rate. Each model is trained at the one that is best for its seed 0
 MOST_SENTENCES, MOST_PAIRS = 450, 2000  # that grammar is measured on; of more, an even sample
 RESULTS, PICTURE = "ablations.json", "ablations.png"
 FORMS = {"nats": ".3f", "difference": "+.3f", "bits/char": ".3f", "case endings": ".1%", "real words": ".1%"}
@@ -43,14 +42,15 @@ FORMS |= {"minimal pairs": ".1%"}  # the columns of the table
 
 
 def train_all(recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path) -> tuple[dict, dict]:
-    """Train each model at every rate on a share of the tokens, and with all seeds at the rate that was best.
+    """Train each model with seed 0 at every rate, and with all seeds at the rate that was best.
 
-    Returns the losses of each model by the rate, after SEARCH of the tokens, and the outcomes at the best one.
+    Returns the losses of each model by the rate, and the outcomes at the best one. The rates are compared on all tokens:
+    a quarter of them misled, since the rate that is best early is too low later (5.03 nats for 4.87 after 750,000 tokens).
     """
     rates = [factor * args.learning_rate for factor in RATES]
     tried = {f"{name}, rate {rate:g}": recipes[name] | {"learning_rate": rate} for name in recipes for rate in rates}
-    to_come = tokens * seeds * len(recipes)
-    outcomes = compare(tried, 1, int(SEARCH * tokens), args, folder, may_diverge=True, tokens_to_come=to_come)
+    to_come = tokens * (seeds - 1) * len(recipes)
+    outcomes = compare(tried, 1, tokens, args, folder, may_diverge=True, tokens_to_come=to_come)
     losses = {name: {rate: outcomes[f"{name}, rate {rate:g}"].losses[0] for rate in rates} for name in recipes}
     best = {name: recipes[name] | {"learning_rate": min(losses[name], key=losses[name].get)} for name in recipes}
     return losses, compare(best, seeds, tokens, args, folder, may_diverge=True)

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 import subprocess
 from argparse import Namespace
 
@@ -238,24 +237,20 @@ def test_the_experiment_ends_after_a_crash_and_repeats_nothing(tmp_path, monkeyp
     assert len(trained_here) == 3
     done = call("experiments.ablations", *flags)
     assert done.code == 0, done.err
-    assert len(trained_here) == len(set(trained_here)) == len(ABLATIONS) * (2 + 2)  # two rates, two seeds
+    assert len(trained_here) == len(set(trained_here)) == len(ABLATIONS) * (2 + 1)  # two rates, a second seed
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "ablations").rglob("*") if path.suffix != ".py"}
     again = call("experiments.ablations", *flags)
     assert again.out.splitlines()[-len(ABLATIONS) :] == done.out.splitlines()[-len(ABLATIONS) :]
-    assert len(trained_here) == len(ABLATIONS) * 4
+    assert len(trained_here) == len(ABLATIONS) * 3
     assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path.is_file())
 
     result = json.loads((tmp_path / "ablations.json").read_text(encoding="utf-8"))
     figures = result["figures"]
     assert list(figures) == list(ABLATIONS)
     for name, figure in figures.items():
-        losses = result["loss_by_rate"][name]  # after a quarter of the tokens
-        assert len(losses) == 2 and len(set(figure["nats"])) == 2
-        if "model" in ABLATIONS[name]:  # with all tokens it is trained at the rate that was the best with a quarter
-            its_own = [each for each in trained_here if f"/{ABLATIONS[name]['model'][0].__name__}.py" in each]
-            by_epochs = sorted(its_own, key=lambda each: float(re.search(r"--epochs=(\S+)", each)[1]))
-            assert all(f"--learning_rate={min(losses, key=losses.get)} " in each + " " for each in by_epochs[2:])
+        losses = result["loss_by_rate"][name].values()
+        assert len(losses) == 2 and figure["nats"][0] == min(losses) != figure["nats"][1]
         assert all(0 <= share <= 1 for share in figure["real words"]) and set(figure["minimal pairs"]) <= {0, 1}
         assert figure["difference"] == [a - b for a, b in zip(figure["nats"], figures[WHOLE]["nats"])]
     assert figures["no MLP"]["parameters"][0] < figures[WHOLE]["parameters"][0] < figures["untied output"]["parameters"][0]
