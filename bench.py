@@ -40,7 +40,7 @@ from support.device import choose_device, keep_freed_memory, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
 from support.peers import gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps
-from train import training_step
+from train import make_optimizer, training_step
 
 ROUNDS = 3
 STEPS = 10  # training steps in a round
@@ -89,14 +89,15 @@ def flops_per_token(model: LLM) -> int:
     return 6 * weights + 12 * model.num_layers * model.max_seq_len * model.d_model
 
 
-def our_steps(args, compiled=True, count=STEPS, precision="auto", **changed):
-    """A function that makes `count` steps of train.py on random tokens."""
+def our_steps(args, compiled=True, count=None, precision="auto", **changed):
+    """A function that makes `count` steps of train.py on random tokens, STEPS if none is told."""
+    count = count or STEPS
     keep_freed_memory()
     device, dtype = choose_device(precision)
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
     loss = maybe_compile(TrainingLoss(model, device, dtype), "on" if compiled else "off", count, device)
-    optimizer = torch.optim.Adam(model.parameters(), betas=(args.adam_beta1, args.adam_beta2), fused=True)
+    optimizer = make_optimizer(model, args)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 
     def steps():

@@ -37,6 +37,17 @@ def load_text(args: Namespace) -> tuple[Corpus, str]:
     return corpus, name
 
 
+def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:
+    """Raise UserError if the text is too short for one window, or for a batch that the processes share."""
+    if len(corpus.train) <= args.max_seq_len:
+        raise UserError(
+            f"the text has {len(corpus.train)} tokens to train on, too few for one window of max_seq_len="
+            f"{args.max_seq_len}: use more text or a smaller --max_seq_len"
+        )
+    if world_size > 1 and len(TextDataset(corpus.train, args.max_seq_len)) <= args.batch_size:
+        raise UserError(f"the text is too short for {world_size} processes to share batches of --batch_size {args.batch_size}")
+
+
 def text_settings(args: Namespace) -> dict[str, str | int | float]:
     """The hyperparameters that decide which tokens are trained on and which are held out. They are saved with the weights."""
     names = ("dataset", "text_column", "vocab_size", "val_fraction", "tokenizer_chars")

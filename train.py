@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from corpus.sources import BUNDLED
 from corpus.token_files import Corpus
 from corpus.tokenizer import tokenizer_key
-from dataset import TextDataset, load_text, text_settings
+from dataset import TextDataset, check_text_length, load_text, text_settings
 from llm import LLM
 from support.checkpoint import lock_folder
 from support.cli import UserError, make_parser, parse_args, run_script
@@ -40,13 +40,22 @@ def learning_rate_at(step: int, steps: int, args: Namespace) -> float:
     return args.learning_rate * min(1, rise, fall)
 
 
+def make_optimizer(model: LLM, args: Namespace) -> torch.optim.Adam:
+    """Adam with weight decay (arXiv:1711.05101). The embedding learns at embedding_rate times the rate of the rest."""
+    embedding = [model.embedding.weight]
+    rest = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
+    groups = [{"params": embedding, "rate_factor": args.embedding_rate}, {"params": rest, "rate_factor": 1.0}]
+    betas = args.adam_beta1, args.adam_beta2
+    return torch.optim.Adam(groups, betas=betas, weight_decay=args.weight_decay, decoupled_weight_decay=True, fused=True)
+
+
 def training_step(
     loss_of: Callable, model: LLM, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float,
     input_ids: Tensor, target_ids: Tensor,
 ) -> Tensor:  # fmt: skip
     """One step of Adam on a batch, both (B, T). Returns its mean loss over all processes, still on the device."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
     loss = loss_of(input_ids, target_ids)
     mean_loss = all_reduce_mean(loss.detach())  # before the step: if another process is gone, neither is done
     loss.backward()
@@ -98,7 +107,7 @@ def train(
     rank: int = 0, world_size: int = 1,
 ) -> str | None:  # fmt: skip
     """Train, or go on from the checkpoint, and save the weights. Returns the name of the signal that ended it early, if any."""
-    optimizer = torch.optim.Adam(model.parameters(), betas=(args.adam_beta1, args.adam_beta2), fused=True)
+    optimizer = make_optimizer(model, args)
     per_epoch = steps_in_epoch(corpus.train, args.max_seq_len, args.batch_size)
     with TrainingRun(model, optimizer, corpus, args, epochs, per_epoch, rank, world_size) as run:
         loss_of = data_parallel(TrainingLoss(model, device, dtype), device)
@@ -137,17 +146,6 @@ def describe(model: LLM) -> None:
 
 def count_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:
-    """Raise UserError if the text is too short for one window, or for a batch that the processes share."""
-    if len(corpus.train) <= args.max_seq_len:
-        raise UserError(
-            f"the text has {len(corpus.train)} tokens to train on, too few for one window of max_seq_len="
-            f"{args.max_seq_len}: use more text or a smaller --max_seq_len"
-        )
-    if world_size > 1 and len(TextDataset(corpus.train, args.max_seq_len)) <= args.batch_size:
-        raise UserError(f"the text is too short for {world_size} processes to share batches of --batch_size {args.batch_size}")
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ WHOLE = (
     "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars snapshots seed"
 ).split()
 REAL = (
-    "dropout val_fraction epochs sample_epochs learning_rate warmup decay grad_clip adam_beta1 adam_beta2 checkpoint_minutes"
+    "dropout val_fraction epochs sample_epochs learning_rate embedding_rate warmup decay grad_clip adam_beta1 adam_beta2 "
+    "weight_decay checkpoint_minutes"
 ).split()
 
 
@@ -72,8 +73,8 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     check(args, "from 0 to 100", ["snapshots"], lambda value: 0 <= value <= 100)
     check(args, "from 257 (<EOS> and the 256 bytes) to a million", ["vocab_size"], lambda value: 257 <= value <= 10**6)
     check(args, "above 0 and at most a million", ["epochs", "sample_epochs"], lambda value: 0 < value <= 10**6)
-    check(args, "above 0 and finite", ["learning_rate", "grad_clip"], lambda value: 0 < value < math.inf)
-    check(args, "0 or above and finite", ["checkpoint_minutes"], lambda value: 0 <= value < math.inf)
+    check(args, "above 0 and finite", ["learning_rate", "embedding_rate", "grad_clip"], lambda value: 0 < value < math.inf)
+    check(args, "0 or above and finite", ["weight_decay", "checkpoint_minutes"], lambda value: 0 <= value < math.inf)
     check(args, "0 or above and below 1", ["dropout", "adam_beta1", "adam_beta2"], lambda value: 0 <= value < 1)
     check(args, "from 0 to 1", ["warmup", "decay"], lambda value: 0 <= value <= 1)
     check(args, "above 0 and at most 0.5", ["val_fraction"], lambda value: 0 < value <= 0.5)

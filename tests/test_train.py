@@ -1,9 +1,11 @@
 """train.py as a person starts it, on a part of the bundled encyclopedia."""
 
+import copy
 import csv
 import json
 import math
 import signal
+from argparse import Namespace
 from collections import Counter
 
 import pytest
@@ -15,6 +17,7 @@ import params
 import train
 from dataset import TextDataset
 from llm import LLM
+from support.loss import TrainingLoss
 
 
 def test_it_learns_more_than_how_frequent_tokens_are(trained):
@@ -136,3 +139,27 @@ def num_windows(folder) -> int:
     """Of the text that was trained on."""
     train_ids = next((folder / "cache").glob("*/train.bin"))
     return (train_ids.stat().st_size // 2 - 1) // 64
+
+
+def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_rate():
+    """The first step of Adam is as long as the rate, against the gradient; before it, each weight loses a share of rate * decay."""
+    torch.manual_seed(0)
+    model = LLM(40, 16, 2, 1, 8)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # so that every gradient differs from 0
+    ids = torch.randint(40, (4, 9))
+    loss_of = TrainingLoss(model, torch.device("cpu"), torch.float32)
+    loss_of(ids[:, :-1], ids[:, 1:]).backward()
+    before = copy.deepcopy({name: (weight.detach(), weight.grad) for name, weight in model.named_parameters()})
+    model.zero_grad()
+
+    args = Namespace(embedding_rate=3.0, weight_decay=1.0, adam_beta1=0.8, adam_beta2=0.995)
+    optimizer = train.make_optimizer(model, args)
+    train.training_step(loss_of, model, optimizer, 0.01, 1e9, ids[:, :-1], ids[:, 1:])
+    for name, after in model.named_parameters():
+        weight, gradient = before[name]
+        rate = 0.03 if name == "embedding.weight" else 0.01
+        expected = weight * (1 - rate) - rate * gradient.sign()
+        clear = gradient.abs() > 1e-5  # beside Adam's eps
+        assert clear.sum() > 0.5 * clear.numel()
+        assert torch.allclose(after[clear], expected[clear], atol=1e-4), name
