@@ -135,12 +135,6 @@ def test_tokens_count_what_was_read_where_a_text_is_shorter_than_a_batch(tmp_pat
     assert int(row["step"]) == 3 and 2 * num_tokens < int(row["tokens"]) <= 3 * num_tokens < 3 * 500 * 64
 
 
-def num_windows(folder) -> int:
-    """Of the text that was trained on."""
-    train_ids = next((folder / "cache").glob("*/train.bin"))
-    return (train_ids.stat().st_size // 2 - 1) // 64
-
-
 def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_rate():
     """The first step of Adam is as long as the rate, against the gradient; before it, each weight loses a share of rate * decay."""
     torch.manual_seed(0)
@@ -163,3 +157,9 @@ def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_r
         clear = gradient.abs() > 1e-5  # beside Adam's eps
         assert clear.sum() > 0.5 * clear.numel()
         assert torch.allclose(after[clear], expected[clear], atol=1e-4), name
+
+
+def num_windows(folder) -> int:
+    """Of the text that was trained on."""
+    train_ids = next((folder / "cache").glob("*/train.bin"))
+    return (train_ids.stat().st_size // 2 - 1) // 64
