@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -96,7 +95,7 @@ def our_steps(args, compiled=True, count=None, precision="auto", **changed):
     device, dtype = choose_device(precision)
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
-    loss = maybe_compile(TrainingLoss(model, device, dtype), "on" if compiled else "off", count, device)
+    loss = maybe_compile(TrainingLoss(model, dtype), "on" if compiled else "off", count, device)
     optimizer = make_optimizer(model, args)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 
@@ -175,6 +174,10 @@ def peak_memory() -> float:
     """Most memory that this process has held so far, MiB: the GPU's if there is one."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
@@ -277,15 +280,18 @@ def first_step(args, folder: Path) -> float:
     flags = {name: value for name, value in vars(args).items() if name not in ("given", "nanogpt")}
     flags |= {"out_dir": log.parent, "eval_every": 1, "eval_windows": 1}
     command = [sys.executable, Path(__file__).with_name("train.py"), *(f"--{name}={value}" for name, value in flags.items())]
-    start, nowhere = time.perf_counter(), subprocess.DEVNULL
-    run = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
-    while run.poll() is None and not log.exists():
-        time.sleep(0.05)
-    seconds = time.perf_counter() - start
-    run.kill()
-    run.wait()
+    with open(folder / "errors", "w+") as errors:
+        start = time.perf_counter()
+        run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        while run.poll() is None and not log.exists():
+            time.sleep(0.05)
+        seconds = time.perf_counter() - start
+        run.kill()
+        run.wait()
+        errors.seek(0)
+        lines = errors.read().splitlines()
     if not log.exists():
-        raise UserError(f"{' '.join(map(str, command))}  ended before its first step")
+        raise UserError(f"train.py ended before its first step: {lines[-1] if lines else f'exit code {run.returncode}'}")
     return seconds
 
 
@@ -311,7 +317,9 @@ def main() -> None:
     (out := Path(args.out_dir)).mkdir(parents=True, exist_ok=True)  # before anything is measured
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").exists():
         raise UserError(f"--nanogpt {args.nanogpt}: there is no model.py in it")
-    _, args.dataset = load_articles_or_bundled(args.dataset, args.text_column)
+    articles, args.dataset = load_articles_or_bundled(args.dataset, args.text_column)
+    if next(iter(articles), None) is None:
+        raise UserError(f"{args.dataset} holds no text")
     device, dtype = choose_device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     print(machine := f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")

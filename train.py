@@ -57,7 +57,7 @@ def training_step(
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
     loss = loss_of(input_ids, target_ids)
-    mean_loss = all_reduce_mean(loss.detach())  # before the step: if another process is gone, neither is done
+    mean_loss = all_reduce_mean(loss.detach())  # if another process is gone, this raises, and the weights are whole
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     optimizer.step()
@@ -70,7 +70,7 @@ def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: tor
     """Mean loss in nats per token over held-out windows: all of them, or an even sample of at most eval_windows."""
     windows = TextDataset(tokens, min(args.max_seq_len, len(tokens) - 1))
     chosen = range(0, len(windows), math.ceil(len(windows) / args.eval_windows))
-    loss_of = TrainingLoss(model.eval(), device, dtype)  # not compiled: other shapes would have to be compiled again
+    loss_of = TrainingLoss(model.eval(), dtype)  # not compiled: other shapes would have to be compiled again
     total = 0.0
     for input_ids, target_ids in DataLoader(windows, args.batch_size, sampler=chosen):
         total += loss_of(input_ids.to(device), target_ids.to(device)).item() * len(input_ids)
@@ -79,7 +79,7 @@ def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: tor
 
 
 def steps_in_epoch(tokens: np.ndarray, max_seq_len: int, batch_size: int) -> int:
-    """The number of full batches in an epoch, wherever its windows begin. At least 1, for a text of less than a batch."""
+    """The number of full batches in every epoch: a later one may have a window less. At least 1, for a text of less than a batch."""
     return max(1, (len(TextDataset(tokens, max_seq_len)) - 1) // batch_size)
 
 
@@ -89,12 +89,13 @@ def batches(
     """The batches of step number `start` (from 0) to steps - 1: (input_ids, target_ids).
 
     Both are (batch_size / world_size, max_seq_len): the share of this rank. Every epoch shuffles the windows, and cuts them
-    at other places, so that a small text is harder to memorize. Both follow from the seed and the number of the epoch.
+    at other places, so that a small text is harder to memorize. Order and cuts follow from the seed and the epoch's number.
     """
     per_epoch = steps_in_epoch(tokens, args.max_seq_len, args.batch_size)
     for epoch in range(start // per_epoch, math.ceil(steps / per_epoch)):
         random = np.random.default_rng((args.seed, epoch))
-        first = random.integers(args.max_seq_len) if epoch and len(tokens) > 2 * args.max_seq_len else 0
+        moves = epoch > 0 and len(tokens) > 2 * args.max_seq_len  # a very short text has no tokens to leave out
+        first = random.integers(args.max_seq_len if moves else 1)
         windows = TextDataset(tokens, args.max_seq_len, first)
         order = random.permutation(len(windows))
         begin, end = max(0, start - epoch * per_epoch), min(per_epoch, steps - epoch * per_epoch)  # steps in this epoch
@@ -110,7 +111,7 @@ def train(
     optimizer = make_optimizer(model, args)
     per_epoch = steps_in_epoch(corpus.train, args.max_seq_len, args.batch_size)
     with TrainingRun(model, optimizer, corpus, args, epochs, per_epoch, rank, world_size) as run:
-        loss_of = data_parallel(TrainingLoss(model, device, dtype), device)
+        loss_of = data_parallel(TrainingLoss(model, dtype), device)
         loss_of = maybe_compile(loss_of, args.compile, run.steps - run.step, device)
         for input_ids, target_ids in batches(corpus.train, run.step, run.steps, args, rank, world_size):
             step = run.step + 1

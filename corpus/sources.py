@@ -12,11 +12,13 @@ import json
 import lzma
 import os
 import re
+import shlex
 import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby, islice
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO, TextIO
 
 from support.cli import UserError
@@ -173,8 +175,11 @@ def likely_encoding(path: Path, opener: Callable) -> str:
 
 
 def conversion(path: Path, encoding: str) -> str:
-    new = path.with_name("utf8_" + path.name)
-    return f", but probably in {encoding}; convert it:  iconv -f {encoding} -t UTF-8 '{path}' > '{new}'"
+    """The end of the error for a file in another encoding: how to convert it."""
+    unpack = {".gz": "gzip -dc", ".xz": "xz -dc"}.get(path.suffix.lower(), "cat")
+    new = path.with_name("utf8_" + (path.name if unpack == "cat" else path.stem))
+    command = f"{unpack} {shlex.quote(str(path))} | iconv -f {encoding} -t UTF-8 > {shlex.quote(str(new))}"
+    return f", but probably in {encoding}; convert it, then move it away:  {command}"
 
 
 def read_column(path: Path, column: str) -> Iterator[str | None]:
@@ -281,11 +286,7 @@ def is_hard_wrapped(path: Path) -> bool:
 
 def load_from_hub(name: str, column: str) -> Articles:
     """The articles of a data set of the hub. Raises ConnectionError if the hub cannot be reached and no copy is cached."""
-    import datasets  # here, because it takes a second
-
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it reports every file to the hub, and waits for the answer
-    if not datasets.config.HF_HUB_OFFLINE and not hub_answers(name):
-        datasets.config.HF_HUB_OFFLINE = True  # look for a cached copy only, and at once
+    datasets = datasets_package(name)
     try:
         table = datasets.load_dataset(name, split="train")
     except ConnectionError:
@@ -306,6 +307,16 @@ def load_from_hub(name: str, column: str) -> Articles:
             yield from batch[column]
 
     return Articles(read)
+
+
+def datasets_package(name: str) -> ModuleType:
+    """The package `datasets`, ready to load a data set of the hub, or its cached copy if the hub does not answer."""
+    import datasets  # here, because it takes a second
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it reports every file to the hub, and waits for the answer
+    if not datasets.config.HF_HUB_OFFLINE and not hub_answers(name):
+        datasets.config.HF_HUB_OFFLINE = True  # look for a cached copy only, and at once
+    return datasets
 
 
 def hub_answers(name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from corpus.sources import clean, hub_answers, read_csv
+from corpus.sources import clean, datasets_package, read_csv
 from evaluation.scoring import Scorer, share, shares
 from support.cli import UserError
 
@@ -51,10 +51,7 @@ def pair_of(row: dict, config: str, name: str) -> Pair:
 
 def rows_from_hub(name: str) -> Iterator[tuple[str, dict]]:
     """The rows of a data set of the hub, each with the name of its configuration."""
-    import datasets  # here, because it takes a second
-
-    if not datasets.config.HF_HUB_OFFLINE and not hub_answers(name):
-        datasets.config.HF_HUB_OFFLINE = True  # look for a cached copy only, and at once
+    datasets = datasets_package(name)
     try:
         for config in datasets.get_dataset_config_names(name):
             for split in datasets.load_dataset(name, config).values():

@@ -1,6 +1,5 @@
 """What evaluate.py leaves and shows: evaluation.json, the tables, and the picture evaluation.png."""
 
-import csv
 import hashlib
 import json
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evaluation.case_endings import CASES
-from support.checkpoint import LOG, PARAMETERS
+from support.checkpoint import PARAMETERS
 from support.cli import atomic_write, write_json
+from support.training_log import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,8 +179,7 @@ def draw(results: dict, folder: Path) -> None:
     position.set_title("loss by position")
     facts.set_title("facts: the right answer is the likeliest")
     cases.set_title("case endings")
-    if (folder / LOG).exists():
-        draw_training(curve, folder / LOG)
+    draw_training(curve, read_log(folder))
     if "text" in results:
         losses = results["text"]["loss_by_position"]
         position.plot(range(1, len(losses) + 1), losses, ".-")
@@ -193,12 +192,10 @@ def draw(results: dict, folder: Path) -> None:
         figure.savefig(temporary, format="png", dpi=100)
 
 
-def draw_training(axes: "Axes", log: Path) -> None:
-    with open(log, encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    tokens = [int(row["tokens"]) for row in rows]
+def draw_training(axes: "Axes", log: dict[str, list[float]]) -> None:
+    """The loss curves, of which there are none if the log is missing."""
     for name in ("train_loss", "val_loss"):
-        axes.plot(tokens, [float(row[name]) for row in rows], label=name)
+        axes.plot(log.get("tokens", []), log.get(name, []), label=name)
     axes.set(xlabel="tokens", ylabel="nats per token")
     axes.legend()
 

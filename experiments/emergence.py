@@ -25,11 +25,13 @@ from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
 from experiments.harness import half_interval
-from interpretability.measurements import head_scores, read_training
+from interpretability.measurements import head_scores
+from interpretability.snapshots import read_snapshot
 from llm import LLM
-from support.checkpoint import PARAMETERS, TOKENIZER, load_model, load_snapshot, snapshot_paths
+from support.checkpoint import PARAMETERS, TOKENIZER, load_model, snapshot_paths
 from support.cli import UserError, atomic_write, make_parser, parse_args, run_script, write_json
 from support.device import choose_device
+from support.training_log import read_log
 
 RESULTS, PICTURE = "emergence.json", "emergence.png"
 HEADS = ("previous token", "same token", "induction")  # see SCORE_DEFINITIONS in interpretability/measurements.py
@@ -44,12 +46,12 @@ class Run(NamedTuple):
     steps: list[int]
     paths: list[Path]  # the weights at each of the steps, the final ones last
     tokens_per_step: float
-    architecture: dict[str, int | float]
+    model: LLM  # the finished one
 
 
 def open_run(folder: Path, args: Namespace) -> Run:
     """The run that left its weights in a folder. Raises UserError if it has not finished, or kept no snapshots."""
-    model, snapshots, log = load_model(folder), snapshot_paths(folder), read_training(folder)["log"]
+    model, snapshots, log = load_model(folder), snapshot_paths(folder), read_log(folder)
     if not snapshots or not log:
         raise UserError(f"{folder} has no snapshots, or no training_log.csv: train with  python train.py --snapshots 12")
     if not model.trained_on.get("finished"):
@@ -58,7 +60,7 @@ def open_run(folder: Path, args: Namespace) -> Run:
     corpus, _ = load_text_of(model, tokenizer, Namespace(**vars(args) | {"out_dir": str(folder)}))
     steps, paths = zip(*snapshots, (int(log["step"][-1]), folder / PARAMETERS))
     tokens_per_step = log["tokens"][-1] / log["step"][-1]
-    return Run(tokenizer, corpus, list(steps), list(paths), tokens_per_step, model.architecture())
+    return Run(tokenizer, corpus, list(steps), list(paths), tokens_per_step, model)
 
 
 def measure(model: LLM, run: Run, facts: list[Fact], pairs: list[Pair], args: Namespace) -> Figures:
@@ -194,14 +196,14 @@ def main() -> None:
     if len({folder.resolve() for folder in folders}) < len(folders):  # else one seed would count as two
         raise UserError("--runs names the same folder twice, or that of --out_dir: give each run once")
     runs = [open_run(folder, args) for folder in folders]
-    first, shared = runs[0], [(run.corpus.key, run.steps, run.architecture) for run in runs]
+    first, shared = runs[0], [(run.corpus.key, run.steps, run.model.architecture()) for run in runs]
     if any(each != shared[0] for each in shared):
         raise UserError("the runs differ in more than their seed: in text, architecture, or the steps of their snapshots")
 
     weights = [(run, path) for run in runs for path in run.paths]
     measured = []  # Figures, of the first run, then of the second, ...
     for run, path in tqdm(weights, "snapshots", smoothing=0, dynamic_ncols=True):
-        measured.append(measure(load_snapshot(path), run, facts, pairs, args))
+        measured.append(measure(read_snapshot(path, run.model), run, facts, pairs, args))
     result = {"steps": first.steps, "tokens": [round(step * first.tokens_per_step) for step in first.steps], "figures": {}}
     for group, names in measured[0].items():
         result["figures"][group] = {}

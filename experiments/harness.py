@@ -6,7 +6,6 @@ interrupted goes on from its last checkpoint, if it has one. The same command st
 trains what the other is not training.
 """
 
-import csv
 import functools
 import hashlib
 import json
@@ -28,6 +27,7 @@ from corpus.token_files import Corpus
 from dataset import load_text, text_settings
 from support.checkpoint import FOLDER_IN_USE, lock_folder
 from support.cli import UserError, check, parse_args
+from support.training_log import read_log
 
 ROOT = Path(__file__).parent.parent
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # its 97.5% point, for 2 to 10 runs
@@ -173,8 +173,7 @@ def train(out_dir: Path, flags: dict) -> Path:
 
 def last_row(out_dir: Path) -> dict[str, float]:
     """The last row of a run's training_log.csv."""
-    with open(out_dir / "training_log.csv", encoding="utf-8") as file:
-        return {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
+    return {name: column[-1] for name, column in read_log(out_dir).items()}
 
 
 def final_loss(out_dir: Path) -> float:

@@ -4,11 +4,12 @@ Each recipe changes one hyperparameter, or two that belong together. The table s
 the difference to params.py seed by seed: a difference whose interval contains 0 shows nothing.
 """
 
+import math
 from pathlib import Path
 
 from evaluation.report import print_table
 from experiments.harness import Outcome, compare, read_flags, shown
-from support.cli import make_parser, run_script
+from support.cli import UserError, make_parser, run_script
 
 RECIPES = {  # a value, or a function of the arguments
     "params.py": {},
@@ -34,6 +35,9 @@ def print_outcomes(title: str, outcomes: dict[str, Outcome]) -> None:
     base = next(iter(outcomes.values()))
     rows = []
     for name, outcome in outcomes.items():
+        if math.isinf(outcome.mean):
+            rows.append((name, "diverged", "", len(outcome.losses)))
+            continue
         differences = [a - b for a, b in zip(outcome.losses, base.losses)]  # seed by seed: less noise
         difference = "" if outcome is base else shown(differences, "+.3f")
         rows.append((name, shown(outcome.losses, ".3f"), difference, len(outcome.losses)))
@@ -45,7 +49,10 @@ def main() -> None:
     recipes = {}
     for name, changes in RECIPES.items():
         recipes[name] = {key: value(args) if callable(value) else value for key, value in changes.items()}
-    outcomes = compare(recipes, seeds, tokens, args, Path(args.out_dir) / "recipes")
+    outcomes = compare(recipes, seeds, tokens, args, Path(args.out_dir) / "recipes", may_diverge=True)
+    name, base = next(iter(outcomes.items()))
+    if math.isinf(base.mean):
+        raise UserError(f"{name} diverges: try a smaller --learning_rate")
     print_outcomes(f"Validation loss after {tokens:,} tokens", outcomes)
 
 

@@ -116,6 +116,9 @@ def main() -> None:
     text_tokens = len(corpus.train)
     if tokens > text_tokens:  # the law is about tokens that are read once
         raise UserError(f"the text has {text_tokens:,} tokens: use a longer one or --tokens {text_tokens}")
+    step = args.batch_size * args.max_seq_len
+    if tokens * SHARES[0] < step:
+        raise UserError(f"--tokens {tokens} is too few: the shortest runs have a 16th of them, and a step reads {step}")
     runs = train_grid(seeds, tokens, args, folder)
     result = conclude(runs, corpus.tokenizer.get_vocab_size(), text_tokens, args)
     write_json(out_dir / "scaling.json", result)

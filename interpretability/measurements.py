@@ -6,8 +6,6 @@ when a head is ablated, the text that activates each neuron most, and the record
 Shapes in the comments: B windows of T tokens, H heads, L layers, V = vocab_size.
 """
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +19,7 @@ from tqdm import tqdm
 from corpus.tokenizer import EOS
 from interpretability.trace import run_block, run_layers
 from llm import LLM
-from support.checkpoint import LOG, PROGRESS_SAMPLES
-from support.cli import UserError
+from support.training_log import read_log, read_samples
 
 BATCH_TOKENS = 2048  # tokens per batch, about; their activations in one layer of the default model take some 20 MB
 TOKENS_BEFORE = 7  # shown before the token that activates a neuron
@@ -47,11 +44,11 @@ def measure(
     """Everything the page shows that is not computed as the reader types.
 
     Returns {"base_loss": nats per held-out token, "position_loss": [T], "head_scores": see head_scores(),
-    "ablation": [L][H], "neurons": {"contexts", "activations"}: see neuron_contexts(), "training": see
-    read_training()}. The folder is where train.py wrote its log. Raises UserError if the log cannot be read.
+    "ablation": [L][H], "neurons": {"contexts", "activations"}: see neuron_contexts(), "training": {"log":
+    see read_log(), "samples": see read_samples()}}. The folder is where train.py wrote its log. Raises UserError if the log cannot be read.
     It takes half a minute for a model of the default size on two cores.
     """
-    training = read_training(folder)
+    training = {"log": read_log(folder), "samples": read_samples(folder)}  # first: the rest takes long
     position_loss = loss_by_position(model, val_tokens)
     contexts, activations = neuron_contexts(model, train_tokens)
     return {
@@ -211,8 +208,8 @@ def neuron_contexts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` positions, in about max_tokens tokens, at which each neuron is most active, the most active first.
 
-    Returns the token ids (L, hidden, count, tokens_before + 1) up to each position, uint16 (uint32 for a large
-    vocabulary), and the activations there (L, hidden, count), float32. Active means far from 0 on either side, since
+    Returns the token ids (L, hidden, count, tokens_before + 1) up to each position, and the
+    activations there (L, hidden, count), float32. Active means far from 0 on either side, since
     a neuron writes its vector with either sign. The model saw all the tokens returned. A short text may give fewer
     than `count`.
     """
@@ -239,37 +236,5 @@ def neuron_contexts(
         best = values.abs().topk(min(count, values.shape[2])).indices
         top_values, top_positions = values.gather(2, best), positions.gather(2, best)
 
-    dtype = np.uint16 if model.vocab_size <= 2**16 else np.uint32
     top_contexts = contexts[top_positions // per_window, top_positions % per_window]
-    return top_contexts.numpy().astype(dtype), top_values.float().numpy()
-
-
-# Training
-
-
-def read_training(folder: Path) -> dict:
-    """What train.py recorded of its run.
-
-    Returns {"log": {column of training_log.csv: numbers}, "samples": lines of training_samples.jsonl}. Each is empty
-    if there is no such file. Raises UserError if a file cannot be read.
-    """
-    path = folder / LOG
-    try:
-        log = read_log(path.read_text(encoding="utf-8")) if path.exists() else {}
-        path = folder / PROGRESS_SAMPLES
-        samples = read_samples(path.read_text(encoding="utf-8")) if path.exists() else []
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is not what train.py writes: {error}") from error
-    return {"log": log, "samples": samples}
-
-
-def read_log(text: str) -> dict[str, list[float]]:
-    """training_log.csv as columns."""
-    rows = list(csv.DictReader(text.splitlines()))
-    names = rows[0] if rows else ()
-    return {name: [float(row[name]) for row in rows] for name in names}
-
-
-def read_samples(text: str) -> list[dict]:
-    """training_samples.jsonl. Lines end with a line feed only; other separators may occur in a sample."""
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return top_contexts.numpy(), top_values.float().numpy()

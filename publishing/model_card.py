@@ -4,7 +4,6 @@ The hub reads the metadata at its top (https://huggingface.co/docs/hub/model-car
 and the measured results as a "model-index". A card is public, so no path of this machine gets into it.
 """
 
-import csv
 import os
 import platform
 import re
@@ -17,8 +16,8 @@ from corpus.sources import BUNDLED, is_hub_name
 from evaluation.report import HELD_OUT, load_results
 from llm import LLM
 from publishing.qwen3 import NAME
-from support.checkpoint import LOG
 from support.cli import UserError
+from support.training_log import read_log
 
 UNKNOWN_LICENSE = "unknown"
 LICENSES = {BUNDLED: "mit"}  # of texts; the bundled one was written for this project and has its license
@@ -116,15 +115,14 @@ def figures_of_the_run(model: LLM, folder: Path) -> dict[str, str]:
         "text": public_name(training_text(model)),
     }
     try:
-        with open(folder / LOG, encoding="utf-8") as file:
-            row = {name: float(value) for name, value in list(csv.DictReader(file))[-1].items()}
+        row = {name: column[-1] for name, column in read_log(folder).items()}
         figures |= {
             "trained on": f"{row['tokens']:,.0f} tokens, {row['seconds'] / 60:.1f} minutes",
             "training loss at the end": f"{row['train_loss']:.3f} nats per token",
             "loss on held-out text": f"{row['val_loss']:.3f} nats per token, "
             f"{row['bits_per_char']:.3f} bits per character",
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError):  # missing, or edited by hand
+    except (UserError, KeyError):  # edited by hand, or missing
         pass
     return figures
 

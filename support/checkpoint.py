@@ -3,7 +3,7 @@
 A checkpoint holds the weights, Adam's averages, the step, the log so far, and everything that the result depends on: the
 hyperparameters, the text and the tokenizer. The windows of a step and its dropout follow from the seed and the step. So a
 run that goes on from a checkpoint ends with the same weights as one that was never stopped: bit for bit if neither is
-compiled and the processor is the same, else but for rounding.
+compiled and the processor is the same, otherwise up to rounding.
 """
 
 import hashlib
@@ -22,11 +22,12 @@ import torch
 from corpus.token_files import Corpus
 from corpus.tokenizer import tokenizer_key
 from llm import LLM
-from support.cli import UserError, atomic_write
+from support.cli import MAX_SEQ_LEN, UserError, atomic_write
+from support.training_log import LOG, SAMPLES
 
 PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"
-LOG, PROGRESS_SAMPLES, SNAPSHOTS = "training_log.csv", "training_samples.jsonl", "snapshots"
-MADE_FROM_A_MODEL = [TOKENIZER, LOG, PROGRESS_SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png", "case_circuit.json"]
+SNAPSHOTS = "snapshots"
+MADE_FROM_A_MODEL = [TOKENIZER, LOG, SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png", "case_circuit.json"]
 MADE_FROM_A_MODEL += ["case_circuit.png", "case_circuit_pair.json", "case_circuit_pair.png", "evaluation.json"]
 MADE_FROM_A_MODEL += ["evaluation.png", "visualization.html", "attention.png", "huggingface"]
 # Hyperparameters that may differ when a run goes on: where things are, what is measured and when, and how products are
@@ -65,7 +66,7 @@ def load_weights(path: Path | str) -> LLM:
         state = read_torch_file(path)
         architecture = {name: state["_extra_state"][name] for name in inspect.signature(LLM).parameters}
         shapes = {name: value.shape for name, value in state.items() if name != "_extra_state"}
-        if not 0 < architecture["num_layers"] <= len(shapes) or not 0 < architecture["max_seq_len"] < 2**17:
+        if not 0 < architecture["num_layers"] <= len(shapes) or not 0 < architecture["max_seq_len"] <= MAX_SEQ_LEN:
             raise ValueError("its architecture is not that of its weights")
         with torch.device("meta"):  # shapes without memory, to compare before any memory is taken
             expected = {name: value.shape for name, value in LLM(**architecture).named_parameters()}

@@ -24,6 +24,8 @@ REAL = (
     "weight_decay checkpoint_minutes"
 ).split()
 
+MAX_SEQ_LEN = 2**17  # the longest window; one that a damaged file asks for could take all memory
+
 
 class UserError(Exception):
     """An error that the person can mend. Its text says what is wrong and what to do; run_script() prints it as one line."""
@@ -39,7 +41,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     lines = re.findall(r"^(\w+) *= *.*?(?:\s# *(.*))?$", inspect.getsource(params), re.MULTILINE)
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     group = parser.add_argument_group("hyperparameters, with their values in params.py")
-    for name, comment in lines:
+    for name, comment in dict(lines).items():  # of a name assigned twice the last line counts, as in Python
         default = getattr(params, name)
         value_type = float if name in REAL else type(default)
         help_text = f"{comment} [{default}]".replace("%", "%%")
@@ -68,8 +70,9 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     check(args, "a whole number", WHOLE, lambda value: type(value) is int)
     check(args, "a number", REAL, lambda value: type(value) in (int, float))
     check(args, "not empty and without a null character", TEXT, lambda value: value and "\0" not in value)
-    counts = "d_model num_heads num_layers max_seq_len batch_size eval_every eval_windows tokenizer_chars".split()
+    counts = "d_model num_heads num_layers batch_size eval_every eval_windows tokenizer_chars".split()
     check(args, "at least 1 and below 2^31", counts, lambda value: 1 <= value < 2**31)
+    check(args, f"at least 1 and at most {MAX_SEQ_LEN}", ["max_seq_len"], lambda value: 1 <= value <= MAX_SEQ_LEN)
     check(args, "from 0 to 100", ["snapshots"], lambda value: 0 <= value <= 100)
     check(args, "from 257 (<EOS> and the 256 bytes) to a million", ["vocab_size"], lambda value: 257 <= value <= 10**6)
     check(args, "above 0 and at most a million", ["epochs", "sample_epochs"], lambda value: 0 < value <= 10**6)
@@ -141,7 +144,7 @@ def silence_closed_streams() -> None:
 def one_line(error: Exception) -> str | None:
     """What to tell the person about an error, or None if it is a bug."""
     if isinstance(error, MemoryError) or re.search(r"out of memory|allocate memory", str(error), re.IGNORECASE):
-        return "not enough memory: try a smaller --batch_size, --max_seq_len or --d_model"
+        return "not enough memory: train with a smaller --batch_size, --max_seq_len or --d_model, or generate fewer --num_samples"
     if isinstance(error, RuntimeError):
         return None
     if isinstance(error, OSError) and error.strerror:
@@ -152,10 +155,11 @@ def one_line(error: Exception) -> str | None:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Replace a file whole or not at all:  with atomic_write(path) as temporary: ...  writes beside it and renames."""
-    handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -166,10 +170,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(folder)
             os.close(folder)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk does not say which file it had no room for
+        if not error.filename or str(error.filename).endswith(".tmp"):  # a full disk names no file, others the temporary one
+            error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -42,12 +42,12 @@ def process_group() -> Iterator[tuple[int, int]]:
                 yield rank, world_size
         else:
             yield rank, world_size
+        dist.barrier()  # a process that leaves while rank 0 is still saving may abort in gloo's threads
     except RuntimeError as error:  # what gloo and nccl raise when a connection breaks
         line = f"process {rank} of {world_size} stopped: {str(error).splitlines()[0]}"
-        if rank:
-            print(line, file=sys.stderr)  # run_script prints the errors of rank 0 only
+        if os.environ["LOCAL_RANK"] != "0":
+            print(line, file=sys.stderr)  # run_script prints the errors of local rank 0 only
         raise UserError(line) from error
-    dist.barrier()  # a process that leaves while rank 0 is still saving may abort in gloo's threads
     dist.destroy_process_group()
 
 

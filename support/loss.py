@@ -50,14 +50,15 @@ class TrainingLoss(nn.Module):
     A module, since DistributedDataParallel averages the gradients of a module.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype):
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
         super().__init__()
-        self.model, self.device, self.dtype = model, device, dtype
+        self.model, self.dtype = model, dtype
 
     def forward(self, input_ids: Tensor, target_ids: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        device_type = input_ids.device.type
+        with torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32):
             x = self.model.norm(self.model.residual(input_ids)).flatten(0, 1)  # (B T, D)
         targets = target_ids.flatten()
-        chunk_rows = CHUNK_ROWS if self.device.type == "cpu" else len(targets)  # a GPU has room, and each call costs time
+        chunk_rows = CHUNK_ROWS if device_type == "cpu" else len(targets)  # a GPU has room, and each call costs time
         weight = self.model.embedding.weight
         return OutputLoss.apply(x.to(self.dtype), weight, targets, chunk_rows, torch.is_grad_enabled())

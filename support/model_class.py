@@ -1,6 +1,7 @@
 """The model that train.py trains: the LLM of llm.py, or the one that a reader has written in a file of their own."""
 
 import runpy
+import traceback
 from argparse import Namespace
 
 import torch
@@ -14,10 +15,15 @@ def model_class(args: Namespace) -> type[LLM]:
     if "model" not in args:
         return LLM
     try:
-        theirs = runpy.run_path(args.model)["LLM"]
+        module = runpy.run_path(args.model)
+        if "LLM" not in module:
+            raise UserError(f"{args.model} has no class LLM")
+        theirs = module["LLM"]
         theirs(vocab_size=2, d_model=2, num_heads=1, num_layers=1, max_seq_len=1)(torch.tensor([[0]])).argmax()
         return theirs
-    except OSError:
+    except (OSError, UserError):
         raise
     except Exception as error:  # whatever the code in that file does
-        raise UserError(f"the class LLM of {args.model} does not work: {type(error).__name__}: {error}") from error
+        lines = [f", line {at.lineno}" for at in traceback.extract_tb(error.__traceback__) if at.filename == args.model]
+        where = "".join(lines[-1:])
+        raise UserError(f"the class LLM of {args.model} does not work{where}: {type(error).__name__}: {error}") from error

@@ -7,9 +7,6 @@ learned is saved: every step done, or, if the loss is not finite, the weights of
 
 import contextlib
 import copy
-import csv
-import io
-import json
 import math
 import signal
 import statistics
@@ -27,8 +24,6 @@ from corpus.token_files import Corpus
 from llm import LLM
 from support.checkpoint import (
     CHECKPOINT,
-    LOG,
-    PROGRESS_SAMPLES,
     aside_path,
     damaged_checkpoint,
     find_checkpoint,
@@ -41,12 +36,12 @@ from support.checkpoint import (
     weights_are_finite,
     write_torch_file,
 )
-from support.cli import UserError, atomic_write
+from support.cli import UserError
 from support.distributed import all_reduce_mean, broadcast_from_rank_zero
+from support.training_log import log_text, samples_text, write_log
 
-LOG_COLUMNS = "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
 CHECK_EVERY = 10  # steps; to read a loss from the device, or to ask the other processes, is to wait for them
-ESTIMATE_AT = 3 * CHECK_EVERY  # steps of this sitting after which the time that the rest takes is told
+ESTIMATE_AT = 3 * CHECK_EVERY  # after this many steps since the start, or since it goes on, print how long the rest takes
 MOST_SAMPLES = 40  # lines of training_samples.jsonl, about
 
 
@@ -54,16 +49,9 @@ class TrainingRun:
     """One run of train.py, resumed from its checkpoint if there is one. Use it as a context manager around the loop."""
 
     def __init__(
-        self,
-        model: LLM,
-        optimizer: torch.optim.Optimizer,
-        corpus: Corpus,
-        args: Namespace,
-        epochs: float,
-        steps_per_epoch: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
+        self, model: LLM, optimizer: torch.optim.Optimizer, corpus: Corpus, args: Namespace, epochs: float,
+        steps_per_epoch: int, rank: int = 0, world_size: int = 1,
+    ):  # fmt: skip
         self.model, self.optimizer, self.corpus, self.args = model, optimizer, corpus, args
         self.rank, self.world_size = rank, world_size
         self.steps_per_epoch = steps_per_epoch
@@ -169,13 +157,12 @@ class TrainingRun:
         rate = self.interval_tokens / self.interval_seconds
         row = [self.step, self.tokens, self.seconds, self._train_loss(), val_loss, bits_per_char, self.learning_rate, rate]
         self.log_rows.append(row)
+        self._read_clock()  # the time of the validation counts, but not for tokens/s
         self.interval_losses, self.interval_seconds, self.interval_tokens = [], 0.0, 0
         if sample is not None:
             self.samples.append({"step": self.step, "text": sample})
         if self.rank == 0:
-            for name, text in ((LOG, log_text(self.log_rows)), (PROGRESS_SAMPLES, samples_text(self.samples))):
-                with atomic_write(self.folder / name) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
+            write_log(self.folder, self.log_rows, self.samples)
         self.last_finite_weights = copy.deepcopy(self.model.state_dict())
 
     def should_stop(self) -> bool:
@@ -201,13 +188,18 @@ class TrainingRun:
                 self._end_not_finite("loss", math.nan)
             if ended_early:
                 self.save_checkpoint()
-            save_model(self.model, self.corpus, self.folder, finished=not ended_early)
+            self._save_model(finished=not ended_early)
             if not ended_early:
                 (self.folder / CHECKPOINT).unlink(missing_ok=True)
                 aside_path(self.folder, self.identity).unlink(missing_ok=True)
         if ended_early:
             return self.received_signals[0] if self.received_signals else "a signal to another process"
         return None
+
+    def _save_model(self, finished: bool) -> None:
+        """Write the weights and, as the folder may hold those of another run, the log and the samples that belong to them."""
+        write_log(self.folder, self.log_rows, self.samples)
+        save_model(self.model, self.corpus, self.folder, finished)
 
     # Checkpoints
 
@@ -228,13 +220,9 @@ class TrainingRun:
             self.model.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             progress = state["progress"]
-            tokens_per_step = self.args.batch_size * self.args.max_seq_len  # for checkpoints that did not count tokens
             for name, attribute in PROGRESS_FIELDS.items():
-                setattr(self, attribute, progress.get(name, getattr(self, attribute)))
-            self.tokens = progress.get("tokens", self.step * tokens_per_step)
-            device = self.model.embedding.weight.device
-            self.interval_losses = list(progress["recent"].to(device).unbind())
-            self.interval_tokens = progress.get("interval_tokens", len(self.interval_losses) * tokens_per_step)
+                setattr(self, attribute, progress[name])
+            self.interval_losses = list(progress["recent"].to(self.model.embedding.weight.device).unbind())
             averages_fit = all(
                 value.shape in ((), parameter.shape) and bool(value.isfinite().all())
                 for parameter, averages in self.optimizer.state.items()
@@ -253,7 +241,7 @@ class TrainingRun:
         kept = "nothing is saved"
         if self.last_finite_weights is not None and self.rank == 0:
             self.model.load_state_dict(self.last_finite_weights)
-            save_model(self.model, self.corpus, self.folder, finished=False)
+            self._save_model(finished=False)
             kept = "the last weights that were finite are saved"
         raise UserError(f"the {what} at step {self.step} is {value}; {kept}; try a smaller --learning_rate")
 
@@ -270,7 +258,8 @@ class TrainingRun:
 
     def _time_steps(self) -> None:
         """Note how long a step took since the last call."""
-        (step, then), self.timed_at = self.timed_at, (self.step, time.monotonic())
+        step, then = self.timed_at
+        self.timed_at = self.step, time.monotonic()
         self.step_seconds.append((self.timed_at[1] - then) / max(1, self.step - step))
 
     def _seconds_left(self) -> float:
@@ -284,7 +273,7 @@ class TrainingRun:
             return
         seconds, tokens = self._seconds_left(), (self.steps - self.step) * self.tokens / self.step
         line = f"  {tokens:,.0f} tokens to go at {tokens / seconds:,.0f} tokens/s: about {tqdm.format_interval(seconds)}"
-        if seconds > 120:
+        if seconds > 120 and self.step == ESTIMATE_AT:  # a run that goes on would start anew with other epochs
             line += f"; a fifth of that with --epochs {self.identity['epochs'] / 5:g}"
         tqdm.write(line)
 
@@ -332,19 +321,3 @@ def record_signals(received: list[str]) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def log_text(rows: list[list]) -> str:
-    """training_log.csv."""
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(LOG_COLUMNS)
-    for row in rows:
-        table.writerow(f"{value:.6g}" if isinstance(value, float) else value for value in row)
-    return file.getvalue()
-
-
-def samples_text(samples: list[dict]) -> str:
-    """training_samples.jsonl."""
-    lines = [json.dumps({"step": each["step"], "text": each["text"]}, ensure_ascii=False) for each in samples]
-    return "".join(line + "\n" for line in lines)

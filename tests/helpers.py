@@ -89,6 +89,14 @@ def log_of(folder: Path) -> list[list[str]]:
     return [[value for name, value in row.items() if name not in ("seconds", "tokens_per_second")] for row in rows]
 
 
+def write_log(folder: Path, **columns: list[float]) -> None:
+    """A training_log.csv with these columns, and 1 in the others."""
+    names = "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
+    rows = zip(*(columns.get(name, [1] * len(next(iter(columns.values())))) for name in names))
+    lines = [",".join(map(str, row)) + "\n" for row in [names, *rows]]
+    (folder / "training_log.csv").write_text("".join(lines), encoding="utf-8")
+
+
 def wait_for(process: subprocess.Popen, word: str) -> str:
     """Read the progress of a process until the word comes."""
     text = ""

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from helpers import write_log
 
 from corpus.sources import BUNDLED_FILE
 from corpus.tokenizer import train_tokenizer
@@ -37,7 +38,7 @@ def model(tokenizer) -> LLM:
 def written(model, tokenizer, folder, prompt, snapshots=()):
     """A page in the folder. snapshots: [(step, path)]."""
     tokens = np.random.default_rng(0).integers(model.vocab_size, size=800).astype(np.uint16)
-    (folder / "training_log.csv").write_text("step,train_loss,val_loss\n10,5.5,5.6\n20,4.5,4.7\n")
+    write_log(folder, step=[10, 20], train_loss=[5.5, 4.5], val_loss=[5.6, 4.7])
     measured = measure(model, tokenizer, tokens, tokens[:200], folder)
     if snapshots:
         measured["snapshots"] = snapshot_losses(model, snapshots, 20, tokens, tokens[:200])

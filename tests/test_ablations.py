@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ARTICLES, call, random_weights, write_articles
+from helpers import ARTICLES, call, random_weights, write_articles, write_log
 
 from corpus.token_files import Corpus
 from corpus.tokenizer import encode, train_tokenizer
@@ -85,11 +85,11 @@ def test_training_loss_and_gradients_are_those_of_the_logits(make, name):
     parameters = list(model.parameters())
     expected = F.cross_entropy(model(input_ids).flatten(0, 1), target_ids.flatten())
     gradients = torch.autograd.grad(expected, parameters)  # fails if a parameter is left that nothing uses
-    loss = TrainingLoss(model, torch.device("cpu"), torch.float32)(input_ids, target_ids)
+    loss = TrainingLoss(model, torch.float32)(input_ids, target_ids)
     assert torch.allclose(loss, expected, rtol=1e-5)
     for ours, gradient in zip(torch.autograd.grad(loss, parameters), gradients):
         assert torch.allclose(ours, gradient, rtol=1e-4, atol=1e-6)
-    in_bf16 = TrainingLoss(model.float(), torch.device("cpu"), torch.bfloat16)(input_ids, target_ids)
+    in_bf16 = TrainingLoss(model.float(), torch.bfloat16)(input_ids, target_ids)
     assert torch.allclose(in_bf16.double(), expected, rtol=0.05)
 
 
@@ -186,7 +186,7 @@ def test_an_untied_output_has_a_matrix_of_its_own(make):
     model.input_embedding.weight.data[3] += 1  # the first that is read
     assert not torch.isclose(model(IDS)[..., 31], logits[..., 31]).any()
 
-    TrainingLoss(model, torch.device("cpu"), torch.float32)(IDS, IDS).backward()
+    TrainingLoss(model, torch.float32)(IDS, IDS).backward()
     came_in = model.input_embedding.weight.grad.any(dim=1)
     assert came_in.nonzero().flatten().tolist() == sorted(IDS[0].tolist())
     assert model.embedding.weight.grad.any(dim=1).all()
@@ -280,7 +280,7 @@ def test_figures_are_those_of_the_seed_and_of_what_the_text_has(tmp_path, monkey
     for text in ("Да. ", "Он вышел из дома без шапки. "):
         corpora.append(Corpus(tokenizer, np.array([]), np.array(encode(tokenizer, text)), 1.0, ""))
     save_model(LLM(300, 16, 2, 1, 32), corpora[0], tmp_path, finished=True)
-    (tmp_path / "training_log.csv").write_text("val_loss,bits_per_char\n3.5,1.5\n", encoding="utf-8")
+    write_log(tmp_path, val_loss=[3.5], bits_per_char=[1.5])
     monkeypatch.setattr(ablations, "evaluate_samples", lambda scorer, held_out, words, seed: {"0.5": {"known": seed / 10}})
     without, with_cases = (
         measure(tmp_path, {}, corpus, [], Namespace(precision="float32", seed=seed)) for seed, corpus in enumerate(corpora, 1)

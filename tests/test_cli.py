@@ -1,5 +1,6 @@
 """The command line: flags, errors in one line, files that are replaced whole."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -46,6 +47,14 @@ def test_the_flags_are_params_py(capsys):
     assert "numbers in the vector that stands for a token" in text  # a comment of params.py
 
 
+def test_of_a_name_that_params_py_has_twice_the_last_counts(monkeypatch):
+    source = inspect.getsource(params) + "d_model = 96  # as a reader tries things\n"
+    monkeypatch.setattr("inspect.getsource", lambda module: source)
+    monkeypatch.setattr(params, "d_model", 96)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert parse_args(make_parser("")).d_model == 96
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
@@ -56,10 +65,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    for target in (tmp_path / "no folder" / "file", tmp_path):
+        with pytest.raises(OSError) as error, atomic_write(target):
+            pass
+        assert error.value.filename == str(target)  # and not the file beside it, of which nobody knows
 
 
 @pytest.mark.parametrize("line", [
-    "--d_model 30 --num_heads 4", "--num_heads 0", "--num_layers 0", "--learning_rate -1", "--vocab_size 256", "--max_seq_len 0",
+    "--d_model 30 --num_heads 4", "--num_heads 0", "--num_layers 0", "--learning_rate -1", "--vocab_size 256", "--max_seq_len 0", "--max_seq_len 131073",
     "--embedding_rate 0", "--weight_decay -1",
     "--epochs nan", "--epochs 1e300", "--d_model 99999999999", "--checkpoint_minutes -1", "--dropout 1", "--out_dir ",
     "--batch_size 1.5", "--seed -1", "--val_fraction 0", "--eval_every 0", "--grad_clip 0", "--warmup 2",

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
-from helpers import ARTICLES, call
+from helpers import ARTICLES, call, write_log
 from matplotlib.figure import Figure
 
 import evaluate
@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
     corpus.tokenizer.save(str(folder / "bpe_tokenizer.json"))
     torch.manual_seed(0)
     torch.save(LLM(corpus.tokenizer.get_vocab_size(), 16, 2, 1, 32).state_dict(), folder / "parameters.pt2")
-    (folder / "training_log.csv").write_text("step,tokens,train_loss,val_loss\n1,512,6.0,6.1\n2,1024,5.0,5.1\n")
+    write_log(folder, tokens=[512, 1024], train_loss=[6.0, 5.0], val_loss=[6.1, 5.1])
     (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, FACTS)))
     (folder / "pairs.csv").write_text("source_sentence,target_sentence\nКот спит.,Кот спят.\n", encoding="utf-8")
     return folder

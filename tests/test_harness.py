@@ -1,5 +1,6 @@
 """experiments/harness.py: recipes side by side, each run once."""
 
+import math
 import re
 import subprocess
 from argparse import Namespace
@@ -80,14 +81,16 @@ def test_a_recipe_stands_unless_the_command_line_says_otherwise(monkeypatch):
 def test_runs_of_recipes_keep_no_snapshots(tmp_path, monkeypatch):
     given = []
 
-    def compare(recipes, seeds, tokens, args, folder):
+    def compare(recipes, seeds, tokens, args, folder, may_diverge):
         given.append(args)
-        return {name: Outcome([3.0] * seeds) for name in recipes}
+        losses = {name: [math.inf if name == "rate x 1.5" else 3.0] * seeds for name in recipes}
+        return {name: Outcome(each) for name, each in losses.items()}
 
     monkeypatch.setattr(recipes, "compare", compare)
     done = call("experiments.recipes", "--out_dir", tmp_path)
     assert done.code == 0 and "twice the batch, beta2 squared" in done.out, done.err
     assert [args.snapshots for args in given] == [0]
+    assert re.search(r"rate x 1.5 +diverged +3\n", done.out) and "inf" not in done.out  # and the others have their rows
 
 
 def test_a_text_is_read_once(tmp_path, monkeypatch):

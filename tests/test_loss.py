@@ -29,14 +29,14 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits():
     input_ids, target_ids = ids[:, :-1], ids[:, 1:]
     expected = F.cross_entropy(model(input_ids).flatten(0, 1), target_ids.flatten())
     theirs = torch.autograd.grad(expected, list(model.parameters()))
-    loss_of = TrainingLoss(model, torch.device("cpu"), torch.float32)
+    loss_of = TrainingLoss(model, torch.float32)
     loss = loss_of(input_ids, target_ids)
     assert torch.allclose(loss, expected, rtol=1e-5)
     for ours, gradient in zip(torch.autograd.grad(loss, list(model.parameters())), theirs):
         assert torch.allclose(ours, gradient, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         assert torch.equal(loss_of(input_ids, target_ids), loss)
-    in_bf16 = TrainingLoss(model, torch.device("cpu"), torch.bfloat16)(input_ids, target_ids)
+    in_bf16 = TrainingLoss(model, torch.bfloat16)(input_ids, target_ids)
     assert torch.allclose(in_bf16, expected, rtol=0.02) and not torch.equal(in_bf16, expected)
 
 
@@ -47,5 +47,5 @@ def test_attention_is_written_out_in_bf16_and_fused_in_float32(monkeypatch):
     monkeypatch.setattr(llm, "fused_attention", lambda q, k, v: used.append("fused") or torch.zeros_like(q))
     model, ids = small_model().float(), torch.tensor([[3, 1, 4, 1, 5]])
     for dtype in (torch.bfloat16, torch.float32):
-        TrainingLoss(model, torch.device("cpu"), dtype)(ids, ids)
+        TrainingLoss(model, dtype)(ids, ids)
     assert used == ["written out"] * model.num_layers + ["fused"] * model.num_layers

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import write_log
 from small_models import HEADS, LAYERS, VOCAB, T, random_tokens, small_model, without_head
 
 from corpus.tokenizer import train_tokenizer
@@ -13,6 +14,7 @@ from interpretability import measurements
 from interpretability.trace import trace
 from llm import LLM
 from support.cli import UserError
+from support.training_log import read_log, read_samples
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def test_neuron_contexts_against_brute_force(model, text, length, monkeypatch):
     tokens = random_tokens(1, length, VOCAB)
     contexts, values = measurements.neuron_contexts(model, tokens, count=3, tokens_before=4)
     hidden = model.blocks[0].mlp.down_proj.in_features
-    assert contexts.shape == (LAYERS, hidden, 3, 5) and contexts.dtype == np.uint16
+    assert contexts.shape == (LAYERS, hidden, 3, 5)
     assert values.shape == (LAYERS, hidden, 3)
     places = []  # (context, activations (LAYERS, hidden)) of every place with four tokens before it in its window
     for window in measurements.even_windows(tokens, T, 60_000, overlap=False)[:, :-1]:
@@ -191,7 +193,7 @@ def test_measure_gives_all_that_the_page_shows(tmp_path):
     tokenizer = train_tokenizer(["Мама мыла раму. Папа читал газету. " * 20], 300)
     model = LLM(tokenizer.get_vocab_size(), 16, HEADS, LAYERS, T).eval()
     tokens = random_tokens(0, 300, model.vocab_size)
-    (tmp_path / "training_log.csv").write_text("step,val_loss\n10,5.5\n20,4.5\n")
+    write_log(tmp_path, step=[10, 20], val_loss=[5.5, 4.5])
     (tmp_path / "training_samples.jsonl").write_text('{"step": 10, "text": "да\u2028нет"}\n', encoding="utf-8")
     found = measurements.measure(model, tokenizer, tokens, tokens[:60], tmp_path)
     assert len(found["position_loss"]) == T
@@ -200,16 +202,22 @@ def test_measure_gives_all_that_the_page_shows(tmp_path):
     assert np.shape(found["ablation"]) == (LAYERS, HEADS)
     assert found["ablation"] == [[0] * HEADS] * LAYERS  # before training the heads write nothing, so nothing is lost
     assert found["neurons"]["contexts"].shape[:2] == found["neurons"]["activations"].shape[:2]
-    assert found["training"]["log"] == {"step": [10, 20], "val_loss": [5.5, 4.5]}
+    log = found["training"]["log"]
+    assert log["step"] == [10, 20] and log["val_loss"] == [5.5, 4.5]
     assert found["training"]["samples"] == [{"step": 10, "text": "да\u2028нет"}]
 
 
 def test_the_record_of_training(tmp_path):
-    assert measurements.read_training(tmp_path) == {"log": {}, "samples": []}
-    (tmp_path / "training_log.csv").write_text("step,val_loss\n10,five\n")
-    with pytest.raises(UserError, match="training_log.csv"):
-        measurements.read_training(tmp_path)
-    (tmp_path / "training_log.csv").unlink()
+    assert read_log(tmp_path) == {} and read_samples(tmp_path) == []
+    for losses in (["five"], [""], ["4;5"]):
+        write_log(tmp_path, val_loss=losses)
+        with pytest.raises(UserError, match="training_log.csv"):
+            read_log(tmp_path)
+    (tmp_path / "training_log.csv").write_text("step,val_loss\n10,5.5\n")
+    with pytest.raises(UserError, match="training_log.csv is not what train.py writes"):
+        read_log(tmp_path)
+    write_log(tmp_path, val_loss=[])
+    assert read_log(tmp_path) == {}
     (tmp_path / "training_samples.jsonl").write_text("{")
     with pytest.raises(UserError, match="training_samples.jsonl"):
-        measurements.read_training(tmp_path)
+        read_samples(tmp_path)

@@ -1,8 +1,10 @@
 """Files, folders and hub data sets as articles."""
 
+import gzip
 import json
 import lzma
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -127,7 +129,7 @@ def test_text_as_it_comes(tmp_path):
         with pytest.raises(UserError, match=message):
             ready(path)
     (tmp_path / "b.txt").write_bytes("Волга. ".encode("cp1251") * 10)
-    with pytest.raises(UserError, match="b.txt is not in UTF-8, but probably in CP1251; convert it:  iconv"):
+    with pytest.raises(UserError, match="b.txt is not in UTF-8, but probably in CP1251; convert it, then move it away:  cat .*b.txt \\| iconv"):
         ready(tmp_path / "b.txt")
 
 
@@ -210,12 +212,21 @@ def test_hidden_files_and_the_files_of_a_run_are_not_read(tmp_path):
     assert articles_of(tmp_path) == ["a.txt", "linked/c.txt", "e.txt"]
 
 
-def test_other_encodings_are_named_with_the_command_that_converts_them(tmp_path):
+@pytest.mark.skipif(not shutil.which("iconv"), reason="needs iconv")
+@pytest.mark.parametrize("opener, suffix", [(open, ""), (gzip.open, ".gz"), (lzma.open, ".xz")])
+def test_other_encodings_are_named_with_the_command_that_converts_them(tmp_path, opener, suffix):
     text = "Волга впадает в Каспийское море, а Ока в Волгу. " * 5
     for encoding, name in (("cp1251", "CP1251"), ("koi8-r", "KOI8-R"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")):
-        (tmp_path / "a.txt").write_bytes(text.encode(encoding))
-        with pytest.raises(UserError, match=f"a.txt is not in UTF-8, but probably in {name}; convert it:  iconv -f {name}"):
-            articles_of(tmp_path / "a.txt")
+        path = tmp_path / f"it's a.txt{suffix}"
+        with opener(path, "wb") as file:
+            file.write(text.encode(encoding))
+        with pytest.raises(UserError, match=f"is not in UTF-8, but probably in {name}; convert it, then move it away:  ") as error:
+            articles_of(path)
+        subprocess.run(str(error.value).partition(":  ")[2], shell=True, check=True)
+        assert articles_of(tmp_path / "utf8_it's a.txt") == [text]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_text("\ufeffДа.", encoding="utf-8")
     assert articles_of(tmp_path / "a.txt") == ["Да."]
 

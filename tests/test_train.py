@@ -142,7 +142,7 @@ def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_r
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # so that every gradient differs from 0
     ids = torch.randint(40, (4, 9))
-    loss_of = TrainingLoss(model, torch.device("cpu"), torch.float32)
+    loss_of = TrainingLoss(model, torch.float32)
     loss_of(ids[:, :-1], ids[:, 1:]).backward()
     before = copy.deepcopy({name: (weight.detach(), weight.grad) for name, weight in model.named_parameters()})
     model.zero_grad()

@@ -11,7 +11,7 @@ import torch
 from helpers import TINY, call, log_of, run_training, start_training, wait_for
 
 import support.training_run
-from support.checkpoint import load_snapshot, snapshot_paths
+from support.checkpoint import load_snapshot, load_weights, snapshot_paths
 
 
 def test_ten_kills_leave_no_trace_in_the_result(unbroken):
@@ -64,7 +64,14 @@ def test_a_signal_saves_a_second_run_is_refused_and_other_hyperparameters_start_
     assert "tokens/s=" in wait_for(process, "tokens/s=")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert "goes on" in out and not list(folder.glob("checkpoint-*.pt"))
+    assert "goes on" in out and not list(folder.glob("checkpoint-*.pt")) and log_of(folder)
+
+    # A run that ends before its first validation does not leave its weights beside the log of another
+    process = start_training(folder, "--epochs", 40, "--eval_every", 1_000_000)
+    wait_for(process, "tokens/s=")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert load_weights(folder / "parameters.pt2").trained_on["finished"] is False and log_of(folder) == []
 
 
 def test_a_run_whose_disk_fills_up_says_so_and_resumes_from_what_is_there(unbroken, monkeypatch):
