@@ -162,12 +162,11 @@ def test_older_weights_do_not_name_their_text_but_their_tokenizer_must_be_that_o
     assert done.code == 2 and "was not trained on this text" in done.err
 
 
-def test_the_text_settings_of_the_run_travel_with_the_weights(trained):
+def test_the_text_settings_of_the_run_travel_with_the_weights(trained, folder):
     """Without any flag of the text; another split is named, since its held-out articles may have been trained on."""
-    done = call("evaluate.py", "--out_dir", trained, "--facts", facts.BUNDLED_FACTS)
+    done = call("evaluate.py", "--out_dir", trained, "--facts", folder / "facts.jsonl")
     assert done.code == 0 and "text: " + str(trained / "text.jsonl") in done.out, done.err
-    count = len(facts.BUNDLED_FACTS.read_text(encoding="utf-8").splitlines())
-    assert results_in(trained)["facts"]["overall"]["count"] == count
+    assert results_in(trained)["facts"]["overall"]["count"] == len(FACTS)
     done = call("evaluate.py", "--out_dir", trained, "--val_fraction", 0.3)
     assert done.code == 2 and "was not trained on this text, or not on this part of it" in done.err
 
