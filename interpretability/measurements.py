@@ -45,8 +45,8 @@ def measure(
 
     Returns {"base_loss": nats per held-out token, "position_loss": [T], "head_scores": see head_scores(),
     "ablation": [L][H], "neurons": {"contexts", "activations"}: see neuron_contexts(), "training": {"log":
-    see read_log(), "samples": see read_samples()}}. The folder is where train.py wrote its log. Raises UserError if the log cannot be read.
-    It takes half a minute for a model of the default size on two cores.
+    see read_log(), "samples": see read_samples()}}. The folder is where train.py wrote both. Raises UserError if they
+    cannot be read. It takes half a minute for a model of the default size on two cores.
     """
     training = {"log": read_log(folder), "samples": read_samples(folder)}  # first: the rest takes long
     position_loss = loss_by_position(model, val_tokens)
@@ -208,10 +208,9 @@ def neuron_contexts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` positions, in about max_tokens tokens, at which each neuron is most active, the most active first.
 
-    Returns the token ids (L, hidden, count, tokens_before + 1) up to each position, and the
-    activations there (L, hidden, count), float32. Active means far from 0 on either side, since
-    a neuron writes its vector with either sign. The model saw all the tokens returned. A short text may give fewer
-    than `count`.
+    Returns the token ids (L, hidden, count, tokens_before + 1) up to each position, and the activations
+    there (L, hidden, count), float32. Active means far from 0 on either side, since a neuron writes its vector with
+    either sign. The model saw all the tokens returned. A short text may give fewer than `count`.
     """
     windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=False)
     tokens_before = min(tokens_before, windows.shape[1] - 2)
