@@ -45,7 +45,7 @@ def process_group() -> Iterator[tuple[int, int]]:
         dist.barrier()  # a process that leaves while rank 0 is still saving may abort in gloo's threads
     except RuntimeError as error:  # what gloo and nccl raise when a connection breaks
         line = f"process {rank} of {world_size} stopped: {str(error).splitlines()[0]}"
-        if os.environ["LOCAL_RANK"] != "0":
+        if os.environ.get("LOCAL_RANK", "0") != "0":
             print(line, file=sys.stderr)  # run_script prints the errors of local rank 0 only
         raise UserError(line) from error
     dist.destroy_process_group()
