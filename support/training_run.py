@@ -65,7 +65,10 @@ class TrainingRun:
         self.seconds = 0.0  # spent on them, in all sittings together
         self.interval_seconds = 0.0  # of these, since the last row of the log
         self.interval_tokens = 0
-        self.interval_losses: list[Tensor] = []  # each a tensor ()
+        self.interval_steps = 0
+        # The sum of their losses: a list of them, small blocks kept between the large ones of each step, would leave the heap
+        # full of gaps that no large block fits into, up to 4 MB a step
+        self.interval_loss = torch.zeros((), device=model.embedding.weight.device)
         self.log_rows: list[list] = []
         self.samples: list[dict] = []
 
@@ -111,7 +114,8 @@ class TrainingRun:
         self.tokens += num_tokens
         self.interval_tokens += num_tokens
         self.learning_rate = learning_rate
-        self.interval_losses.append(loss)
+        self.interval_steps += 1
+        self.interval_loss += loss
         self.bar.update()
         if self.checks_now():
             self._read_clock()
@@ -158,7 +162,8 @@ class TrainingRun:
         row = [self.step, self.tokens, self.seconds, self._train_loss(), val_loss, bits_per_char, self.learning_rate, rate]
         self.log_rows.append(row)
         self._read_clock()  # the time of the validation counts, but not for tokens/s
-        self.interval_losses, self.interval_seconds, self.interval_tokens = [], 0.0, 0
+        self.interval_steps, self.interval_seconds, self.interval_tokens = 0, 0.0, 0
+        self.interval_loss.zero_()
         if sample is not None:
             self.samples.append({"step": self.step, "text": sample})
         if self.rank == 0:
@@ -208,8 +213,8 @@ class TrainingRun:
         if not weights_are_finite(self.model):
             return
         self._read_clock()
-        losses = torch.tensor([loss.item() for loss in self.interval_losses], dtype=torch.float32)
-        progress = {name: getattr(self, attribute) for name, attribute in PROGRESS_FIELDS.items()} | {"recent": losses}
+        progress = {name: getattr(self, attribute) for name, attribute in PROGRESS_FIELDS.items()}
+        progress["interval_loss"] = self.interval_loss.item()
         state = {"run": self.identity, "weights": state_on_cpu(self.model), "optimizer": self.optimizer.state_dict()}
         write_torch_file(self.folder / CHECKPOINT, state | {"progress": progress})
         self.saved_at = time.monotonic()
@@ -220,9 +225,11 @@ class TrainingRun:
             self.model.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             progress = state["progress"]
+            if "recent" in progress:  # of an earlier version: the losses themselves
+                progress |= {"interval_steps": len(progress["recent"]), "interval_loss": progress["recent"].sum()}
             for name, attribute in PROGRESS_FIELDS.items():
                 setattr(self, attribute, progress[name])
-            self.interval_losses = list(progress["recent"].to(self.model.embedding.weight.device).unbind())
+            self.interval_loss.fill_(progress["interval_loss"])
             averages_fit = all(
                 value.shape in ((), parameter.shape) and bool(value.isfinite().all())
                 for parameter, averages in self.optimizer.state.items()
@@ -254,7 +261,7 @@ class TrainingRun:
         self.clock = now
 
     def _train_loss(self) -> float:
-        return torch.stack(self.interval_losses).mean().item()
+        return self.interval_loss.item() / self.interval_steps
 
     def _time_steps(self) -> None:
         """Note how long a step took since the last call."""
@@ -302,6 +309,7 @@ PROGRESS_FIELDS = {
     "seconds": "seconds",
     "interval": "interval_seconds",
     "interval_tokens": "interval_tokens",
+    "interval_steps": "interval_steps",
     "rows": "log_rows",
     "samples": "samples",
 }

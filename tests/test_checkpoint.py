@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import time
+import weakref
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -59,7 +60,7 @@ def home(tmp_path_factory) -> Path:
     model(torch.arange(5)[None]).sum().backward()
     run.optimizer.step()
     run.step, run.tokens, run.seconds = 7, 700, 1.0
-    run.interval_losses, run.interval_tokens = [torch.tensor(2.0)], 100
+    run.interval_steps, run.interval_loss, run.interval_tokens = 1, torch.tensor(2.0), 100
     run.log_rows, run.samples = [[7, 700, 1.0, 2.0, 3.0, 4.0, 0.1, 50.0]], [{"step": 7, "text": "а"}]
     run.save_checkpoint()
     save_model(model, run.corpus, folder, finished=False)
@@ -246,3 +247,29 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_model_s(home, tmp_path):
     with pytest.raises(UserError, match="do not belong together"):
         load_tokenizer(tmp_path / "bpe_tokenizer.json", load_model(home))
     load_tokenizer(home / "bpe_tokenizer.json", load_model(home))
+
+
+def test_the_loss_of_a_step_is_counted_and_not_kept(tmp_path):
+    """Small blocks that stay between the large ones of each step make the heap grow with every step: gigabytes an hour."""
+    torch.manual_seed(0)
+    run, kept = new_run(tmp_path, LLM(**SIZES), train_tokenizer(TEXT, 300)), []
+    with run:
+        for value in (1.0, 2.0, 6.0, 2.0, 4.0):
+            loss = torch.tensor(value)
+            kept.append(weakref.ref(loss))
+            run.record(loss, 0.1, num_tokens=32)
+            del loss
+        assert [reference() for reference in kept] == [None] * 5
+        run.log(3.0, sample=None)
+    step, tokens, _, train_loss, *_ = run.log_rows[0]
+    assert (step, tokens, train_loss) == (5, 160, 3.0)
+
+
+def test_a_checkpoint_that_kept_the_losses_themselves_still_opens(home, tmp_path):
+    state = torch.load(home / "checkpoint.pt")
+    for name in ("interval_loss", "interval_steps"):
+        del state["progress"][name]
+    state["progress"]["recent"] = torch.tensor([2.0, 5.0])
+    torch.save(state, tmp_path / "checkpoint.pt")
+    run = new_run(tmp_path, LLM(**SIZES), train_tokenizer(TEXT, 300))
+    assert (run.interval_steps, run.interval_loss.item()) == (2, 7.0)
