@@ -23,7 +23,8 @@ RECIPES = {  # a value, or a function of the arguments
     "rate / 1.5": {"learning_rate": lambda args: args.learning_rate / 1.5},
     "beta1 0.9": {"adam_beta1": 0.9},
     "beta2 0.95": {"adam_beta2": 0.95},
-    "the embedding's rate x 2": {"embedding_rate": 2.0},  # arXiv:2203.03466: it need not fall with the width
+    "the embedding's rate as the others'": {"embedding_rate": 1.0},  # arXiv:2203.03466: it need not fall with the width
+    "no weight decay": {"weight_decay": 0.0},
     "weight decay 0.1": {"weight_decay": 0.1},
     "warm-up 0.15": {"warmup": 0.15},
     "decay 0.4": {"decay": 0.4},
