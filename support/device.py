@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
-COMPILE_FROM = 180.0  # seconds of uncompiled training to come; compiling takes up to a minute, and a step then 0.4 to 0.8 of its time
+COMPILE_FROM = 180.0  # seconds of uncompiled training to come; compiling takes up to a minute, and then a step 0.4 to 0.8 of its time
 TIMED_CALLS = range(3, 8)  # the calls that are timed to estimate this; the first two set things up
 
 
