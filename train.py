@@ -94,8 +94,9 @@ def batches(
     per_epoch = steps_in_epoch(tokens, args.max_seq_len, args.batch_size)
     for epoch in range(start // per_epoch, math.ceil(steps / per_epoch)):
         random = np.random.default_rng((args.seed, epoch))
-        moves = epoch > 0 and len(tokens) > 2 * args.max_seq_len  # a very short text has no tokens to leave out
-        first = random.integers(args.max_seq_len if moves else 1)
+        first = 0
+        if epoch > 0 and len(tokens) > 2 * args.max_seq_len:  # a very short text has no tokens to leave out
+            first = random.integers(args.max_seq_len)
         windows = TextDataset(tokens, args.max_seq_len, first)
         order = random.permutation(len(windows))
         begin, end = max(0, start - epoch * per_epoch), min(per_epoch, steps - epoch * per_epoch)  # steps in this epoch

@@ -118,7 +118,7 @@ def main() -> None:
         raise UserError(f"the text has {text_tokens:,} tokens: use a longer one or --tokens {text_tokens}")
     step = args.batch_size * args.max_seq_len
     if tokens * SHARES[0] < step:
-        raise UserError(f"--tokens {tokens} is too few: the shortest runs have a 16th of them, and a step reads {step}")
+        raise UserError(f"--tokens {tokens} is too few: the shortest runs have {tokens * SHARES[0]:.0f}, and a step {step}")
     runs = train_grid(seeds, tokens, args, folder)
     result = conclude(runs, corpus.tokenizer.get_vocab_size(), text_tokens, args)
     write_json(out_dir / "scaling.json", result)

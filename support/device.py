@@ -36,11 +36,12 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(-3, 1 << 30) or mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: smaller blocks come from the heap; before glibc 2.35
+    if not mallopt(-3, 1 << 30):  # M_MMAP_THRESHOLD: blocks below 1 GiB come from the heap
+        mallopt(-3, 1 << 25)  # 32 MiB, the most that older versions of glibc allow
     mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
-COMPILE_FROM = 180.0  # seconds of uncompiled training to come; compiling takes up to a minute, and then a step 0.4 to 0.8 of its time
+COMPILE_FROM = 180.0  # seconds of uncompiled training to come; compiling takes up to a minute, a step then 0.4 to 0.8 of its time
 TIMED_CALLS = range(3, 8)  # the calls that are timed to estimate this; the first two set things up
 
 

@@ -265,6 +265,17 @@ def test_the_loss_of_a_step_is_counted_and_not_kept(tmp_path):
     assert (step, tokens, train_loss) == (5, 160, 3.0)
 
 
+def test_a_shorter_run_is_offered_at_the_start_and_not_to_one_that_goes_on(tmp_path, monkeypatch, capsys):
+    run = new_run(tmp_path, LLM(**SIZES), train_tokenizer(TEXT, 300))
+    run.steps = 1000
+    monkeypatch.setattr(run, "_seconds_left", lambda: 600.0)
+    for step, offered in ((30, True), (130, False)):
+        run.step, run.tokens = step, 32 * step
+        run._print_estimate()
+        out = capsys.readouterr().out
+        assert "about 10:00" in out and ("a fifth of that with --epochs 0.2" in out) == offered
+
+
 def test_a_checkpoint_that_kept_the_losses_themselves_still_opens(home, tmp_path):
     state = torch.load(home / "checkpoint.pt")
     for name in ("interval_loss", "interval_steps"):

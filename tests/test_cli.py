@@ -72,8 +72,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("line", [
-    "--d_model 30 --num_heads 4", "--num_heads 0", "--num_layers 0", "--learning_rate -1", "--vocab_size 256", "--max_seq_len 0", "--max_seq_len 131073",
-    "--embedding_rate 0", "--weight_decay -1",
+    "--d_model 30 --num_heads 4", "--num_heads 0", "--num_layers 0", "--learning_rate -1", "--vocab_size 256", "--max_seq_len 0",
+    "--max_seq_len 131073", "--embedding_rate 0", "--weight_decay -1",
     "--epochs nan", "--epochs 1e300", "--d_model 99999999999", "--checkpoint_minutes -1", "--dropout 1", "--out_dir ",
     "--batch_size 1.5", "--seed -1", "--val_fraction 0", "--eval_every 0", "--grad_clip 0", "--warmup 2",
 ])  # fmt: skip

@@ -135,3 +135,5 @@ def test_from_the_text_to_the_prediction(tmp_path, monkeypatch):
     assert call(SCRIPT, *flags).out == done.out and len(trained) == 7  # nothing is trained again
     again = call(SCRIPT, *flags, "--tokens", 10**9)
     assert again.code == 2 and "or --tokens" in again.err and len(trained) == 7
+    again = call(SCRIPT, *flags, "--tokens", 100)
+    assert again.code == 2 and "--tokens 100 is too few" in again.err and len(trained) == 7
