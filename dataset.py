@@ -66,7 +66,7 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
     corpus, name = load_text(args)
     same_text = model.trained_on.get("text", corpus.key) == corpus.key  # older weights do not name their text
     if not same_text or tokenizer_key(corpus.tokenizer) != tokenizer_key(tokenizer):
-        if name == BUNDLED != args.dataset:  # it stands in for the data set
+        if name == BUNDLED and args.dataset != BUNDLED:  # it stands in for the data set
             raise UserError(
                 f"the model in {args.out_dir} was trained on {args.dataset}, and the Hugging Face hub cannot be reached: "
                 "try again when it can"
@@ -97,13 +97,8 @@ class TextDataset(torch.utils.data.Dataset):
         return max(0, len(self.tokens) - 1) // self.max_seq_len  # the last target needs one token more
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not -len(self) <= index < len(self):
+        if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
-        return self.__getitems__([index % len(self)])[0]
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """The items of a whole batch. PyTorch's DataLoader calls this if it exists: one gather is faster than many."""
-        starts = np.asarray(indices)[:, None] * self.max_seq_len
-        positions = starts + np.arange(self.max_seq_len + 1)  # (batch, max_seq_len + 1)
-        windows = torch.from_numpy(self.tokens[positions].astype(np.int64))
-        return list(zip(windows[:, :-1], windows[:, 1:]))
+        begin = index * self.max_seq_len
+        window = torch.from_numpy(self.tokens[begin : begin + self.max_seq_len + 1].astype(np.int64))
+        return window[:-1], window[1:]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 from corpus.tokenizer import EOS, encode_prompt, load_tokenizer
 from support.checkpoint import TOKENIZER, load_model
@@ -22,20 +23,17 @@ from support.numpy_decoder import fastest_step
 def text_stream(tokenizer: Tokenizer, ids: Iterable[int], prompt: str = "") -> Iterator[str]:
     """The text of the tokens as they come after the prompt, with an empty line after an article.
 
-    A token may hold a part of a character's bytes, so tokens wait until their characters are complete. Inside an article
-    there is white space before <EOS>; without it, the article ends.
+    A token may hold a part of a character's bytes: its text comes with the token that completes the character. Inside an
+    article there is white space before <EOS>; without it, the article ends.
     """
-    eos, waiting, last_text = tokenizer.token_to_id(EOS), [], prompt or " "
+    stream, eos, last_text = DecodeStream(skip_special_tokens=True), tokenizer.token_to_id(EOS), prompt or " "
     for token in ids:
-        waiting.append(token)
-        text = tokenizer.decode(waiting)
+        text = stream.step(tokenizer, token) or ""
         if token == eos and not (text or last_text)[-1].isspace():
             text += "\n\n"
-        complete = not text.endswith("\ufffd") or len(waiting) > 8  # a character has 4 bytes at most: these are broken
-        if text and complete:
+        if text:
             yield text
-            waiting, last_text = [], text
-    yield tokenizer.decode(waiting)
+            last_text = text
 
 
 def first_sentences(ids: Iterable[int], eos: int, count: int) -> Iterator[int]:

@@ -29,7 +29,7 @@ from interpretability.circuit_report import (
 )
 from interpretability.contributions import direct_shares
 from interpretability.measurements import even_windows
-from interpretability.patching import Patched, heads_and_mlps, patch, patch_stream, roles, streams
+from interpretability.patching import Patched, heads_and_mlps, patch, patch_stream, roles
 from interpretability.probes import find_words, probe
 from interpretability.steering import steer
 from llm import LLM
@@ -110,8 +110,7 @@ def find_circuit(model: LLM, tokenizer: Tokenizer, args: Namespace) -> dict:
     result["probes"] = probe(model, words)
     print_probes(result)
     windows = even_windows(corpus.val, model.max_seq_len, max_tokens=3_000, overlap=False)
-    steering = {str(part.layer): steer(model, pairs, windows, part) for part in streams(model)[1:]}
-    if all(steering.values()):
+    if steering := steer(model, pairs, windows):
         result["steering"] = steering
         print_steering(result)
     else:

@@ -37,6 +37,8 @@ VERBS = {
         "ablt": "говорить разговаривать встретиться познакомиться жить спорить согласиться играть".split(),
     },
 }
+# Preposition -> before which forms it becomes «об», «во», «ко»
+OTHER_FORM_BEFORE = {"о": re.compile("[аиоуэ]"), "в": re.compile("[вф][^аеёиоуыэюя]"), "к": re.compile("вс|вт|мн|дн")}
 VERB_BEFORE = re.compile(r"(?<![\w-])([а-яё]+) (на|с) $")  # a whole word, not the end of «Упал»
 AGREEMENT = "adjective / its noun"
 MAX_PAIRS = 120  # of one contrast; of more an even sample
@@ -99,8 +101,8 @@ def pair_of_texts(tokenizer: Tokenizer, clean: str, corrupt: str) -> Pair:
 # Pairs from real sentences
 
 
-def find_pairs(targets: list[list[Target]], tokenizer: Tokenizer, max_pairs: int = MAX_PAIRS) -> list[Pair]:
-    """Pairs made from the targets of each sentence, at most max_pairs of each contrast.
+def find_pairs(targets: list[list[Target]], tokenizer: Tokenizer) -> list[Pair]:
+    """Pairs made from the targets of each sentence, at most MAX_PAIRS of each contrast.
 
     The clean sequence is the beginning of a real sentence.
     """
@@ -117,7 +119,7 @@ def find_pairs(targets: list[list[Target]], tokenizer: Tokenizer, max_pairs: int
     pairs = []
     for contrast in sorted(found):
         of_contrast = list(found[contrast].values())
-        pairs += of_contrast[:: max(1, math.ceil(len(of_contrast) / max_pairs))]
+        pairs += of_contrast[:: max(1, math.ceil(len(of_contrast) / MAX_PAIRS))]
     return pairs
 
 
@@ -150,7 +152,7 @@ def changed_preposition(target: Target) -> Iterator[Candidate]:
         for other, case in cases.items():
             form = form_in(target, case)
             is_contrast = other != own and cases.get(own) == target.case and before.endswith(f"{own} ")
-            if form and is_contrast and not (other == "о" and form[0] in "аеёиоуыэюя"):  # that would be «об»
+            if form and is_contrast and not (other in OTHER_FORM_BEFORE and OTHER_FORM_BEFORE[other].match(form)):
                 is_adjective = bool(parses_as("ADJF", target.sentence[target.begin : target.end]))
                 name = f"{contrast}, adjective" if is_adjective else contrast
                 yield name, target, f"{before.removesuffix(f'{own} ')}{other} ", form, case

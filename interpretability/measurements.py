@@ -92,45 +92,34 @@ def window_batches(windows: Tensor, description: str) -> Iterator[tuple[Tensor, 
         yield batch[:, :-1], batch[:, 1:]
 
 
-def token_losses(logits: Tensor, target_ids: Tensor) -> Tensor:
+# Losses
+
+
+def target_losses(logits: Tensor, target_ids: Tensor) -> Tensor:
     """The cross-entropy (B, T), in nats, of each target (B, T) under logits (B, T, V)."""
     return F.cross_entropy(logits.flatten(0, 1), target_ids.flatten(), reduction="none").view(target_ids.shape)
 
 
-# Loss by position
-
-
 @torch.no_grad()
-def loss_by_position(model: LLM, tokens: np.ndarray, max_tokens: int = 50_000) -> list[float]:
-    """The mean loss, in nats, at each of the T positions of a window. It falls as long as more context helps."""
-    windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
-    losses = []
-    for input_ids, target_ids in window_batches(windows, "loss by position"):
-        losses.append(token_losses(model(input_ids), target_ids))  # (B, T)
-    return torch.cat(losses).mean(dim=0).tolist()
-
-
-def mean_loss(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> float:
-    """The mean loss, in nats a token, on windows spread over the text."""
-    windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
-    return loss_on(model, windows, "loss")
-
-
-@torch.no_grad()
-def loss_on(model: LLM, windows: Tensor, description: str = "") -> float:
-    """The mean loss, in nats a token, on windows of text (N, T + 1)."""
+def window_losses(model: LLM, windows: Tensor, description: str = "") -> Tensor:
+    """The loss (N, T), in nats, of each target in windows of text (N, T + 1)."""
     batches = window_batches(windows, description)
-    losses = [token_losses(model(input_ids), target_ids) for input_ids, target_ids in batches]
-    return torch.cat(losses).mean().item()
+    return torch.cat([target_losses(model(input_ids), target_ids) for input_ids, target_ids in batches])
+
+
+def loss_by_position(model: LLM, tokens: np.ndarray) -> list[float]:
+    """The mean loss, in nats, at each of the T positions of a window. It falls as long as more context helps."""
+    windows = even_windows(tokens, model.max_seq_len, 50_000, overlap=True)
+    return window_losses(model, windows, "loss by position").mean(dim=0).tolist()
 
 
 # Heads
 
 
 @torch.no_grad()
-def head_scores(model: LLM, tokens: np.ndarray, eos: int, max_tokens: int = 8_000) -> dict[str, dict]:
+def head_scores(model: LLM, tokens: np.ndarray, eos: int) -> dict[str, dict]:
     """What each head attends to: name -> {"definition", "values": [L][H], "uniform": of uniform attention}."""
-    windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
+    windows = even_windows(tokens, model.max_seq_len, 8_000, overlap=True)
     input_ids = windows[:, :-1]  # (N, T)
     scores_of_layers = [score_weights(layer.weights, input_ids, eos) for layer in run_layers(model, input_ids)]
 
@@ -178,12 +167,12 @@ def score_weights(weights: Tensor, input_ids: Tensor, eos: int) -> dict[str, Ten
 
 
 @torch.no_grad()
-def ablation_losses(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> list[list[float]]:
+def ablation_losses(model: LLM, tokens: np.ndarray) -> list[list[float]]:
     """How much the mean loss rises, in nats, if one head is ablated: [L][H]. Negative: better without the head."""
-    windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=True)
+    windows = even_windows(tokens, model.max_seq_len, 4_000, overlap=True)
     rises = torch.zeros(model.num_layers, model.num_heads, dtype=torch.float64)  # sums over all tokens
     for input_ids, target_ids in window_batches(windows, "ablated heads"):
-        base = token_losses(model(input_ids), target_ids).sum()
+        base = target_losses(model(input_ids), target_ids).sum()
         x = model.embedding(input_ids)  # (B, T, D), the residual stream before layer i
         cos, sin = model.rotary(0, input_ids.shape[1], x.dtype)
         for i, layer in enumerate(run_layers(model, input_ids)):
@@ -192,7 +181,7 @@ def ablation_losses(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> 
                 changed = run_block(model.blocks[i], x, cos, sin, [head]).residual
                 for block in model.blocks[i + 1 :]:
                     changed = block(changed, cos, sin)
-                loss = token_losses(model.logits(changed), target_ids).sum()
+                loss = target_losses(model.logits(changed), target_ids).sum()
                 rises[i, head] += (loss - base).item()
             x = layer.residual
     num_tokens = windows[:, 1:].numel()
@@ -204,15 +193,15 @@ def ablation_losses(model: LLM, tokens: np.ndarray, max_tokens: int = 4_000) -> 
 
 @torch.no_grad()
 def neuron_contexts(
-    model: LLM, tokens: np.ndarray, count: int = 3, max_tokens: int = 60_000, tokens_before: int = TOKENS_BEFORE
+    model: LLM, tokens: np.ndarray, count: int = 3, tokens_before: int = TOKENS_BEFORE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` positions, in about max_tokens tokens, at which each neuron is most active, the most active first.
+    """The `count` positions, in about 60,000 tokens, at which each neuron is most active, the most active first.
 
     Returns the token ids (L, hidden, count, tokens_before + 1) up to each position, and the activations
     there (L, hidden, count), float32. Active means far from 0 on either side, since a neuron writes its vector with
     either sign. The model saw all the tokens returned. A short text may give fewer than `count`.
     """
-    windows = even_windows(tokens, model.max_seq_len, max_tokens, overlap=False)
+    windows = even_windows(tokens, model.max_seq_len, 60_000, overlap=False)
     tokens_before = min(tokens_before, windows.shape[1] - 2)
     contexts = windows[:, :-1].unfold(1, tokens_before + 1, 1)  # (N, positions in a window, tokens_before + 1)
     per_window = contexts.shape[1]

@@ -95,8 +95,7 @@ def tokenizer_tables(tokenizer: Tokenizer) -> dict:
     bpe = json.loads(tokenizer.to_str())["model"]
     vocabulary = bpe["vocab"]
     merges = []
-    for pair in bpe["merges"]:
-        left, right = pair.split(" ") if isinstance(pair, str) else pair  # a string in files of older versions
+    for left, right in bpe["merges"]:
         merges += [vocabulary[left], vocabulary[right], vocabulary[left + right]]
     return {
         "vocab_size": tokenizer.get_vocab_size(),
@@ -113,12 +112,7 @@ def byte_letters() -> list[str]:
 
     A byte that is a visible character in Latin-1 stands for itself. The others get the characters from 256 on.
     """
-    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    letters, next_code = [], 256
-    for byte in range(256):
-        if byte in visible:
-            letters.append(chr(byte))
-        else:
-            letters.append(chr(next_code))
-            next_code += 1
-    return letters
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in visible]
+    letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+    return [letters[byte] for byte in range(256)]

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from corpus.tokenizer import EOS
 from evaluation.case_endings import Target, case_of, parses_as
+from interpretability.case_pairs import MAX_TOKENS
 from interpretability.patching import in_batches, padded, ratio, record, streams
 from llm import LLM
 
@@ -43,7 +44,7 @@ class Word(NamedTuple):
 # Words
 
 
-def find_words(targets: list[list[Target]], tokenizer: Tokenizer, max_tokens: int = 64) -> list[Word]:
+def find_words(targets: list[list[Target]], tokenizer: Tokenizer) -> list[Word]:
     """The nouns among the targets of each sentence that have two tokens at least.
 
     The tokens before the last one also begin a form of the word in another case. So they do not give the
@@ -55,9 +56,10 @@ def find_words(targets: list[list[Target]], tokenizer: Tokenizer, max_tokens: in
         nouns = parses_as("NOUN", target.sentence[target.begin : target.end])
         fitting = [noun for noun in nouns if case_of(noun.tag) == target.case]
         ids = [eos, *tokenizer.encode(target.sentence[: target.end]).ids]
-        if fitting and len(ids) <= max_tokens and ending_is_open(tokenizer, target):
-            genders = {noun.tag.gender for noun in fitting if target.number == "sing"}
-            gender = str(genders.pop() or "") if len(genders) == 1 else ""
+        if fitting and len(ids) <= MAX_TOKENS and ending_is_open(tokenizer, target):
+            genders = {noun.tag.gender for noun in fitting}
+            is_sure = target.number == "sing" and len(genders) == 1
+            gender = str(genders.pop() or "") if is_sure else ""
             place = (target.sentence, target.begin)
             words[place] = Word(ids, fitting[0].normal_form, target.case, target.number, gender)
     return list(words.values())

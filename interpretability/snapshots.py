@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from interpretability.measurements import mean_loss
+from interpretability.measurements import even_windows, window_losses
 from llm import LLM
 from support.checkpoint import load_snapshot
 from support.cli import UserError
@@ -34,12 +34,14 @@ def snapshot_losses(
 
     The columns have the names of training_log.csv. That file begins too late to draw the loss curve from it alone.
     """
+    texts = {"train_loss": train_tokens, "val_loss": val_tokens}
+    windows = {name: even_windows(tokens, model.max_seq_len, 4_000, overlap=True) for name, tokens in texts.items()}
     columns = {"step": [], "train_loss": [], "val_loss": []}
     for step, path in [*snapshots, (last_step, None)]:
         at_step = read_snapshot(path, model) if path else model
         columns["step"].append(step)
-        columns["train_loss"].append(mean_loss(at_step, train_tokens))
-        columns["val_loss"].append(mean_loss(at_step, val_tokens))
+        for name, of_text in windows.items():
+            columns[name].append(window_losses(at_step, of_text).mean().item())
     return columns
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interpretability.case_pairs import Pair
-from interpretability.measurements import loss_on
-from interpretability.patching import Part, at_last, changed, pair_batches, ratio, record, scores
+from interpretability.measurements import window_losses
+from interpretability.patching import Part, at_last, changed, pair_batches, ratio, record, scores, streams
 from llm import LLM
 
 STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # times the mean difference of the two cases
@@ -87,28 +87,41 @@ def turned(model: LLM, pairs: list[Pair], part: Part, vector: Tensor) -> np.ndar
     return torch.cat(found).numpy()
 
 
-def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[dict]:
-    """Turn endings from one case to another, for every two cases with enough pairs.
-
-    The vectors come from other lemmas than the endings. One row a strength: {"strength", "steered": ratio()
-    of endings turned, "steered_cost": nats a token on windows (B, T + 1), the mean over the vectors, and the
-    same of random vectors: "random", "random_cost"}. No row if there are too few pairs.
-    """
+def choose_pairs(model: LLM, pairs: list[Pair]) -> list[tuple[list[Pair], list[Pair]]]:
+    """For every two cases with enough pairs: those to take the difference from, and those to turn, of other lemmas."""
     train, test = halves(both_ways(pairs))
-    jobs = []  # the pairs to turn, and the vectors to turn them with
+    chosen = []
     for cases in sorted({(pair.clean_case, pair.corrupt_case) for pair in train}):
-        known, asked = (
-            [each for each in half if (each.clean_case, each.corrupt_case) == cases] for half in (train, test)
-        )
+        known, asked = ([each for each in half if (each.clean_case, each.corrupt_case) == cases] for half in (train, test))
         asked = right_ones(model, asked)
         if min(len(known), len(asked)) >= LEAST_PAIRS:
-            vector = mean_difference(model, known, part)
-            vectors = {"steered": vector, "random": random_vector(vector, len(jobs))}
-            jobs.append((asked, vectors))
+            chosen.append((known, asked))
+    return chosen
 
-    if not jobs:
-        return []
-    base, rows = loss_on(model, windows), []
+
+def steer(model: LLM, pairs: list[Pair], windows: Tensor) -> dict[str, list[dict]]:
+    """Turn endings from one case to another, after each layer, for every two cases with enough pairs.
+
+    The vectors come from other lemmas than the endings. Returns layer -> rows, one a strength: {"strength",
+    "steered": ratio() of endings turned, "steered_cost": nats a token on windows (B, T + 1), the mean over the vectors,
+    and the same of random vectors: "random", "random_cost"}. Nothing if there are too few pairs.
+    """
+    chosen = choose_pairs(model, pairs)
+    if not chosen:
+        return {}
+    return {str(part.layer): steer_after(model, chosen, windows, part) for part in streams(model)[1:]}
+
+
+def steer_after(
+    model: LLM, chosen: list[tuple[list[Pair], list[Pair]]], windows: Tensor, part: Part
+) -> list[dict]:
+    """The rows of steer() for the residual stream after one layer."""
+    jobs = []  # the pairs to turn, and the vectors to turn them with
+    for known, asked in chosen:
+        vector = mean_difference(model, known, part)
+        jobs.append((asked, {"steered": vector, "random": random_vector(vector, len(jobs))}))
+
+    base, rows = window_losses(model, windows).mean().item(), []
     for strength in tqdm(STRENGTHS, f"steering after layer {part.layer}", dynamic_ncols=True, leave=False):
         row = {"strength": strength}
         for name in ("steered", "random"):
@@ -118,7 +131,7 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor, part: Part) -> list[di
             costs = []
             for _, vectors in jobs:
                 with changed(model, part, add(strength * vectors[name])):
-                    costs.append(loss_on(model, windows) - base)
+                    costs.append(window_losses(model, windows).mean().item() - base)
             row[name] = ratio(all_turned, np.ones(len(all_turned)))
             row[f"{name}_cost"] = float(np.mean(costs))
         rows.append(row)

@@ -99,6 +99,7 @@ class CompilingLoss:
             return self.loss(input_ids, target_ids)
         except Exception as error:  # whatever a broken compiler, or a missing header, makes of it
             self.loss = self.uncompiled
-            reason = re.search(r"error: (.+)", str(error)) or re.search(r"(.*)", str(error))
-            tqdm.write(f"  compiling failed ({reason[1].strip()}); training goes on uncompiled")
+            found = re.search(r"error: (.+)", str(error))
+            reason = found[1] if found else str(error).partition("\n")[0]
+            tqdm.write(f"  compiling failed ({reason.strip()}); training goes on uncompiled")
             return self.loss(input_ids, target_ids)

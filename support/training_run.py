@@ -1,6 +1,7 @@
 """The bookkeeping of a training run: how far it has come, its log, its checkpoints, and how it ends.
 
-train.py's loop calls record(), save_snapshot_if_due(), evaluation_due(), log(), should_stop() and save_if_due() in every step.
+In every step train.py's loop calls record(), save_snapshot_if_due(), should_stop() and save_if_due(), and log() where
+evaluation_due().
 Three things can end a run early: a signal (Ctrl-C), a loss that is not finite, and the end of another process. What was
 learned is saved: every step done, or, if the loss is not finite, the weights of the last validation.
 """
@@ -156,8 +157,9 @@ class TrainingRun:
         bits_per_char = val_loss / math.log(2) / self.corpus.chars_per_token
         self.bar_status |= {"validation": f"{val_loss:.3f}", "bits/char": f"{bits_per_char:.3f}"}
         self.bar.set_postfix(self.bar_status, refresh=False)
-        if not math.isfinite(val_loss) or not weights_are_finite(self.model):
+        if not math.isfinite(val_loss):
             self._end_not_finite("validation loss", val_loss)
+        self._check_weights()
         rate = self.interval_tokens / self.interval_seconds
         row = [self.step, self.tokens, self.seconds, self._train_loss(), val_loss, bits_per_char, self.learning_rate, rate]
         self.log_rows.append(row)
@@ -189,8 +191,7 @@ class TrainingRun:
         """Save the model. Returns the name of the signal that ended the run early, if one did."""
         ended_early = self.step < self.steps
         if self.rank == 0:
-            if not weights_are_finite(self.model):
-                self._end_not_finite("loss", math.nan)
+            self._check_weights()
             if ended_early:
                 self.save_checkpoint()
             self._save_model(finished=not ended_early)
@@ -225,8 +226,6 @@ class TrainingRun:
             self.model.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             progress = state["progress"]
-            if "recent" in progress:  # of an earlier version: the losses themselves
-                progress |= {"interval_steps": len(progress["recent"]), "interval_loss": progress["recent"].sum()}
             for name, attribute in PROGRESS_FIELDS.items():
                 setattr(self, attribute, progress[name])
             self.interval_loss.fill_(progress["interval_loss"])
@@ -242,6 +241,10 @@ class TrainingRun:
             log_text(self.log_rows), samples_text(self.samples)  # fails if they are not what it writes
         except Exception as error:
             raise damaged_checkpoint(self.folder / CHECKPOINT, error) from error
+
+    def _check_weights(self) -> None:
+        if not weights_are_finite(self.model):
+            self._end_not_finite("largest weight", math.nan)
 
     def _end_not_finite(self, what: str, value: float) -> None:
         """Save the last weights that were finite, and raise UserError."""

@@ -274,13 +274,3 @@ def test_a_shorter_run_is_offered_at_the_start_and_not_to_one_that_goes_on(tmp_p
         run._print_estimate()
         out = capsys.readouterr().out
         assert "about 10:00" in out and ("a fifth of that with --epochs 0.2" in out) == offered
-
-
-def test_a_checkpoint_that_kept_the_losses_themselves_still_opens(home, tmp_path):
-    state = torch.load(home / "checkpoint.pt")
-    for name in ("interval_loss", "interval_steps"):
-        del state["progress"][name]
-    state["progress"]["recent"] = torch.tensor([2.0, 5.0])
-    torch.save(state, tmp_path / "checkpoint.pt")
-    run = new_run(tmp_path, LLM(**SIZES), train_tokenizer(TEXT, 300))
-    assert (run.interval_steps, run.interval_loss.item()) == (2, 7.0)

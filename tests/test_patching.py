@@ -269,15 +269,16 @@ def test_steering_turns_the_endings(monkeypatch):
     assert not {pair.lemma for pair in first} & {pair.lemma for pair in second}
 
     windows = torch.arange(5, 41).view(3, 12)
-    part = streams(model)[2]
-    rows = steering.steer(model, pairs, windows, part)
+    steered = steering.steer(model, pairs, windows)
+    assert list(steered) == [str(n + 1) for n in range(model.num_layers)]
+    rows = steered["2"]
     # Strength 1 would move every score to that of the other case, if all sentences were of the same length
     assert all(row["steered"]["share"] == 1 for row in rows if row["strength"] > 1)
     with monkeypatch.context() as patches:
         patches.setattr(steering, "LEAST_PAIRS", 1000)
-        assert steering.steer(model, pairs, windows, part) == []
+        assert steering.steer(model, pairs, windows) == {}
 
-    vector = steering.mean_difference(model, pairs, part)
+    vector = steering.mean_difference(model, pairs, streams(model)[2])
     assert vector[1] < 0 and torch.allclose(vector[2:], torch.zeros(10).double())
     assert steering.random_vector(vector, 0).norm().item() == pytest.approx(vector.norm().item())
 

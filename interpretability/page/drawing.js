@@ -246,7 +246,7 @@ function mlp_part(n) {
 function mark_part(group, is_chosen, is_off) {
   if (is_chosen) group.classList.add("selected");
   if (is_off) group.classList.add("off");
-  if (is_off !== undefined) group.setAttribute("aria-pressed", String(!is_off));
+  group.setAttribute("aria-pressed", String(!is_off));
 }
 
 /** What the model would predict if it ended after n layers: the likeliest token, and more where there is room. */

@@ -76,7 +76,7 @@ function habit_of(n, h) {
     "same token": "earlier places of the same token (where there are any)",
     induction: "what followed the same token before (where it occurred)",
   };
-  const scores = Object.keys(habits).map((name) => [name, data.measured.head_scores[name]?.values[n][h] ?? 0]);
+  const scores = Object.keys(habits).map((name) => [name, data.measured.head_scores[name].values[n][h]]);
   const [name, score] = scores.reduce((a, b) => (b[1] > a[1] ? b : a));
   return score < 0.3 ? "" : `On average, ${format_percent(score)} of its attention goes to ${habits[name]}.`;
 }

@@ -65,9 +65,9 @@ function show_button() {
  * snapshot come the rows of the log. Its training loss is a mean since the row before, so it belongs halfway between.
  */
 function loss_points(name) {
-  const columns = [data.measured.snapshots ?? {}, data.measured.training.log];
-  const [measured, logged] = columns.map(({ step = [], [name]: losses = [] }) => step.map((x, i) => [x, losses[i]]));
-  const newest = measured.at(-2)?.[0] ?? -1; // of the snapshots; the finished model comes after it
+  const columns = [data.measured.snapshots, data.measured.training.log];
+  const [measured, logged] = columns.map(({ step = [], [name]: losses }) => step.map((x, i) => [x, losses[i]]));
+  const newest = measured.at(-2)[0]; // of the snapshots; the finished model comes after it
   const halfway = (i) => (logged[i][0] + (i ? logged[i - 1][0] : 0)) / 2;
   const placed = logged.map(([step, loss], i) => [name === "val_loss" ? step : halfway(i), loss]);
   const between = placed.filter(([step]) => newest < step && step < data.last_step);
@@ -82,19 +82,15 @@ function share_of(step) {
   return (after - 1 + (Math.log1p(step) - left) / (right - left)) / (places.length - 1);
 }
 
-/** The loss at a step, between two points of the curve. */
+/** The loss at the step of a place, which was measured. */
 function loss_at(points, step) {
-  const after = points.findIndex(([x]) => x >= step);
-  if (after <= 0) return after < 0 ? points.at(-1)[1] : points[0][1];
-  const [[left, low], [right, high]] = [points[after - 1], points[after]];
-  return low + ((high - low) * (share_of(step) - share_of(left))) / (share_of(right) - share_of(left) || 1);
+  return points.find(([x]) => x === step)[1];
 }
 
 /** The two curves, with a line at each place. The height is logarithmic: the first loss is far above the others. */
 function loss_curves() {
   const curves = [["held-out", "below", "val_loss"], ["training", "above", "train_loss"]];
-  const found = curves.map(([name, colour, column]) => ({ name, colour, points: loss_points(column) }));
-  const lines = found.filter(({ points }) => points.length > 1);
+  const lines = curves.map(([name, colour, column]) => ({ name, colour, points: loss_points(column) }));
   const losses = lines.flatMap(({ points }) => points.map(([, loss]) => Math.log(loss)));
   const [low, high] = [Math.min(...losses), Math.max(...losses)];
   const height_of = (loss) => (Math.log(loss) - low) / (high - low || 1); // 0 to 1
