@@ -11,7 +11,7 @@ from small_models import HEADS, LAYERS, VOCAB, T, small_model
 
 import interpretability.steering as steering
 from corpus.tokenizer import train_tokenizer
-from interpretability.case_pairs import Pair, align, changed_verb, find_pairs, pair_of_texts, targets_of
+from interpretability.case_pairs import Pair, align, changed_preposition, changed_verb, find_pairs, pair_of_texts, targets_of
 from interpretability.circuit_report import best_steering, print_contrasts
 from interpretability.contributions import contributions, direct_shares
 from interpretability.patching import (
@@ -105,6 +105,23 @@ def test_pairs_of_real_sentences(tokenizer):
         ("adjective / its noun", "nomn", each[2]) for each in found(tokenizer, "Он молодая женщина пела.")
     }
     assert not found(tokenizer, "Он спит.") and not found(tokenizer, "Он жил для стола.")
+
+
+@pytest.mark.parametrize(
+    "sentence, endings",
+    [
+        ("Он шёл к дому.", {"без дома", "в доме", "о доме"}),
+        ("Он шёл к окну.", {"без окна", "в окне"}),  # it is «об окне»
+        ("Он шёл к ежу.", {"без ежа", "в еже", "о еже"}),
+        ("Он шёл ко вторнику.", set()),
+        ("Он пел о вторнике.", set()),  # it is «ко вторнику»
+        ("Он шёл к французу.", {"без француза", "о французе"}),  # it is «во французе»
+    ],
+)
+def test_no_preposition_stands_where_it_has_another_form(sentence, endings):
+    for targets in targets_of([sentence]):
+        candidates = [each for target in targets for each in changed_preposition(target)]
+        assert {f"{text.split()[-1]} {form}" for _, _, text, form, _ in candidates} == endings
 
 
 def test_pairs_by_the_verb(tokenizer):
