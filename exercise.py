@@ -8,7 +8,6 @@ python train.py --model my_transformer.py   trains the model that you have built
 
 import argparse
 import ast
-import inspect
 import re
 import sys
 import textwrap
@@ -20,8 +19,6 @@ from types import FrameType, ModuleType
 
 import torch
 
-import llm
-from dataset import TextDataset
 from exercises import checks
 from support.cli import Parser, UserError, atomic_write, run_script
 
@@ -30,12 +27,8 @@ CHAPTER = Path(__file__).parent / "docs" / "build_it_yourself.md"
 SECONDS = 3  # of computing that a check may take
 MARKS = {"": "x", "not written yet": " "}  # of a step, by what is wrong with it
 
-# Our functions and classes that a step rebuilds. The chapter has an example for each, and whole stubs for the other steps.
-OURS = {"windows": [TextDataset], "norm": [llm.RMSNorm], "rotary": [llm.rotary_tables, llm.rotate], "sample": [llm.sample]}
-OURS |= {"attention": [llm.attention], "heads": [llm.Attention], "mlp": [llm.MLP], "block": [llm.Block], "model": [llm.LLM]}
+# The steps that the check of a step runs, too
 NEEDS = {"heads": ["norm", "rotary", "attention"], "block": ["norm", "heads", "mlp"], "model": ["norm", "block"]}
-TO_WRITE = ("__len__", "__getitem__", "project", "activations", "forward", "residual", "logits")
-GIVEN = ("__init__", "rotary", "architecture", "get_extra_state", "set_extra_state")
 
 
 def read_chapter() -> tuple[str, dict[str, str], dict[str, str]]:
@@ -43,35 +36,13 @@ def read_chapter() -> tuple[str, dict[str, str], dict[str, str]]:
     # What precedes step 1; then of each step its name, its title and its text
     before, *steps = re.split(r"^## \d+\. (\w+): (.+)$", CHAPTER.read_text(encoding="utf-8"), flags=re.MULTILINE)
     names, titles, texts = steps[::3], steps[1::3], steps[2::3]
-    stubs = {}
-    for name, text in zip(names, texts):
-        ours, code = OURS.get(name, []), python_blocks(text)
-        stubs[name] = "\n\n\n".join([*map(stub, ours, code), *code[len(ours) :]])
+    stubs = {name: "\n\n\n".join(python_blocks(text)) for name, text in zip(names, texts)}
     return python_blocks(before)[0], dict(zip(names, titles)), stubs
 
 
 def python_blocks(text: str) -> list[str]:
     """The code in the ```python blocks of a Markdown text."""
     return re.findall(r"^```python\n(.*?)\n```$", text, re.MULTILINE | re.DOTALL)
-
-
-def stub(ours: Callable, example: str) -> str:
-    """The source of a function or class with ... for the code to be written, and the example in its docstring."""
-    lines = inspect.getsource(ours).splitlines()
-
-    def head(node: ast.AST) -> str:
-        """Signature and docstring, without the cache of earlier tokens: the exercise has none."""
-        last = node.body[0].end_lineno if ast.get_docstring(node) else node.body[0].lineno - 1
-        return re.sub(r", cached?: [^)]*|\s+(With a )?cached?[ ,][^.]*\.", "", "\n".join(lines[node.lineno - 1 : last]))
-
-    node = ast.parse("\n".join(lines)).body[0]
-    example = textwrap.indent(re.sub(r"^# ?", "", example, flags=re.MULTILINE), "    ")
-    parts = [head(node).removesuffix('"""').rstrip() + f'\n\n{example}\n    """']
-    methods = [each for each in node.body if isinstance(ours, type) and isinstance(each, ast.FunctionDef)]
-    for method in methods:
-        whole = "\n".join(lines[method.lineno - 1 : method.end_lineno])
-        parts += [head(method) + "\n        ..."] if method.name in TO_WRITE else [whole] if method.name in GIVEN else []
-    return "\n\n".join(parts) if methods else parts[0] + "\n    ..."
 
 
 def start(beginning: str, titles: dict[str, str], stubs: dict[str, str]) -> None:
