@@ -64,7 +64,8 @@ def median_of_turns(sides: dict) -> dict[str, float]:
 
 def row(figure: str, ours: float, unit: str, peer=None, beside="", limit=None, of="") -> dict:
     """A line of the table: ours and the peer's figure in units, their ratio, and the share of the limit."""
-    ratio, share = (ours / other if other else None for other in (peer, limit))
+    ratio = ours / peer if peer else None
+    share = ours / limit if limit else None
     return dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, limit=limit, of=of, ratio=ratio, share=share)
 
 
@@ -96,7 +97,7 @@ def our_steps(args, compiled=True, count=None, precision="auto", **changed):
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
     loss = maybe_compile(TrainingLoss(model, dtype), "on" if compiled else "off", count, device)
-    optimizer = make_optimizer(model, args)
+    optimizer = make_optimizer(model, count, args)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 
     def steps():
@@ -245,7 +246,8 @@ def bench_text(args) -> list[dict]:
             with open(path, "w", encoding="utf-8") as file:
                 file.writelines(json.dumps({"sample": article}) + "\n" for article in articles * times)
             peak, seconds = alone(text_peak, str(path), folder, args)
-            first, name = first or peak, f"file to tokens, all cores, {times}x the text"
+            first = first or peak
+            name = f"file to tokens, all cores, {times}x the text"
             rows.append(row(name, chars * times / seconds / 1e6, "Mchar/s"))
             rows.append(row(name + ": peak memory", peak, "MiB", first, "at 1x"))
         for name in ("cold", "warm"):
@@ -314,7 +316,8 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a clone of karpathy/nanoGPT to measure beside [none]")
     args = parse_args(parser)
-    (out := Path(args.out_dir)).mkdir(parents=True, exist_ok=True)  # before anything is measured
+    out = Path(args.out_dir)
+    out.mkdir(parents=True, exist_ok=True)  # before anything is measured
     if args.nanogpt and not (Path(args.nanogpt) / "model.py").exists():
         raise UserError(f"--nanogpt {args.nanogpt}: there is no model.py in it")
     articles, args.dataset = load_articles_or_bundled(args.dataset, args.text_column)
@@ -322,7 +325,8 @@ def main() -> None:
         raise UserError(f"{args.dataset} holds no text")
     device, dtype = choose_device()
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
-    print(machine := f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}")
+    machine = f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
+    print(machine)
     print(f"{'figure':<54}{'ours':>9} {'unit':<9}{'peer':>8}{'ratio':>7}{'limit':>9}{'share':>6}  peer; limit")
     rows = []
     parts = [functools.partial(alone, bench_training, args, precision) for precision in precisions()]

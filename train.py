@@ -40,13 +40,15 @@ def learning_rate_at(step: int, steps: int, args: Namespace) -> float:
     return args.learning_rate * min(1, rise, fall)
 
 
-def make_optimizer(model: LLM, args: Namespace) -> torch.optim.Adam:
+def make_optimizer(model: LLM, steps: int, args: Namespace) -> torch.optim.Adam:
     """Adam with weight decay (arXiv:1711.05101). The embedding learns at embedding_rate times the rate of the rest."""
     embedding = [model.embedding.weight]
     rest = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
     groups = [{"params": embedding, "rate_factor": args.embedding_rate}, {"params": rest, "rate_factor": 1.0}]
     betas = args.adam_beta1, args.adam_beta2
-    return torch.optim.Adam(groups, betas=betas, weight_decay=args.weight_decay, decoupled_weight_decay=True, fused=True)
+    # A step takes away rate * decay of each weight. So a long run decays as much as a short one (arXiv:2405.13698)
+    decay = args.weight_decay / (args.learning_rate * steps)
+    return torch.optim.Adam(groups, betas=betas, weight_decay=decay, decoupled_weight_decay=True, fused=True)
 
 
 def training_step(
@@ -109,14 +111,15 @@ def train(
     rank: int = 0, world_size: int = 1,
 ) -> str | None:  # fmt: skip
     """Train, or go on from the checkpoint, and save the weights. Returns the name of the signal that ended it early, if any."""
-    optimizer = make_optimizer(model, args)
     per_epoch = steps_in_epoch(corpus.train, args.max_seq_len, args.batch_size)
-    with TrainingRun(model, optimizer, corpus, args, epochs, per_epoch, rank, world_size) as run:
+    steps = max(1, round(epochs * per_epoch))
+    optimizer = make_optimizer(model, steps, args)
+    with TrainingRun(model, optimizer, corpus, args, epochs, steps, per_epoch, rank, world_size) as run:
         loss_of = data_parallel(TrainingLoss(model, dtype), device)
-        loss_of = maybe_compile(loss_of, args.compile, run.steps - run.step, device)
-        for input_ids, target_ids in batches(corpus.train, run.step, run.steps, args, rank, world_size):
+        loss_of = maybe_compile(loss_of, args.compile, steps - run.step, device)
+        for input_ids, target_ids in batches(corpus.train, run.step, steps, args, rank, world_size):
             step = run.step + 1
-            rate = learning_rate_at(step, run.steps, args)
+            rate = learning_rate_at(step, steps, args)
             torch.manual_seed(args.seed + step * world_size + rank)  # dropout follows from the seed and the step
             input_ids, target_ids = input_ids.to(device), target_ids.to(device)
             loss = training_step(loss_of, model, optimizer, rate, args.grad_clip, input_ids, target_ids)
@@ -133,21 +136,17 @@ def train(
 
 def describe(model: LLM) -> None:
     """Print where the parameters are."""
-    layers, block = model.num_layers, model.blocks[0]
     parts = {
-        "embedding (also the output layer)": count_parameters(model.embedding),
-        f"{layers} layers x attention": layers * count_parameters(block.attention),
-        f"{layers} layers x MLP": layers * count_parameters(block.mlp),
+        "embedding (also the output layer)": [model.embedding],
+        f"{model.num_layers} layers x attention": [block.attention for block in model.blocks],
+        f"{model.num_layers} layers x MLP": [block.mlp for block in model.blocks],
     }
-    total = count_parameters(model)
-    parts["norms"] = total - sum(parts.values())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    sizes = {name: sum(p.numel() for module in modules for p in module.parameters()) for name, modules in parts.items()}
+    sizes["norms"] = total - sum(sizes.values())
     print(f"model: {total:,} parameters")
-    for name, count in parts.items():
-        print(f"  {name:<36}{count:>12,}  {count / total:4.0%}")
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    for name, size in sizes.items():
+        print(f"  {name:<36}{size:>12,}  {size / total:4.0%}")
 
 
 def main() -> None:
@@ -159,7 +158,8 @@ def main() -> None:
     with process_group() as (rank, world_size):
         if args.batch_size % world_size:
             raise UserError(f"--batch_size {args.batch_size} does not divide among {world_size} processes")
-        (out_dir := Path(args.out_dir)).mkdir(parents=True, exist_ok=True)
+        out_dir = Path(args.out_dir)
+        out_dir.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(out_dir) if rank == 0 else None  # held until this function returns
         began = time.monotonic()
         with local_rank_zero_first():

@@ -15,9 +15,10 @@ RECIPES = {  # a value, or a function of the arguments
     "params.py": {},
     "batches of half the size": {"batch_size": lambda args: max(1, args.batch_size // 2)},
     "batches of twice the size": {"batch_size": lambda args: 2 * args.batch_size},
-    "twice the batch, beta2 squared": {  # Adam forgets after as many tokens, arXiv:2507.07101
+    "twice the batch, beta2 squared, rate x 1.4": {  # Adam forgets after as many tokens, arXiv:2507.07101
         "batch_size": lambda args: 2 * args.batch_size,
         "adam_beta2": lambda args: args.adam_beta2**2,
+        "learning_rate": lambda args: 1.4 * args.learning_rate,
     },
     "rate x 1.5": {"learning_rate": lambda args: 1.5 * args.learning_rate},
     "rate / 1.5": {"learning_rate": lambda args: args.learning_rate / 1.5},
@@ -25,7 +26,7 @@ RECIPES = {  # a value, or a function of the arguments
     "beta2 0.95": {"adam_beta2": 0.95},
     "the embedding's rate as the others'": {"embedding_rate": 1.0},  # arXiv:2203.03466: it need not fall with the width
     "no weight decay": {"weight_decay": 0.0},
-    "weight decay 0.1": {"weight_decay": 0.1},
+    "twice the weight decay": {"weight_decay": lambda args: 2 * args.weight_decay},
     "warm-up 0.15": {"warmup": 0.15},
     "decay 0.4": {"decay": 0.4},
 }

@@ -8,7 +8,7 @@ chunk is there, its share of both gradients. Liger-Kernel (arXiv:2410.10989, sec
 import torch
 from torch import Tensor, nn
 
-CHUNK_ROWS = 512  # positions at a time on a CPU: 10 MB of logits. The default batch, 4 windows of 128, is one chunk
+CHUNK_ROWS = 512  # positions at a time on a CPU: 10 MB of logits. The default batch, 16 windows of 128, is four chunks
 
 
 class OutputLoss(torch.autograd.Function):

@@ -51,12 +51,11 @@ class TrainingRun:
 
     def __init__(
         self, model: LLM, optimizer: torch.optim.Optimizer, corpus: Corpus, args: Namespace, epochs: float,
-        steps_per_epoch: int, rank: int = 0, world_size: int = 1,
+        steps: int, steps_per_epoch: int, rank: int = 0, world_size: int = 1,
     ):  # fmt: skip
         self.model, self.optimizer, self.corpus, self.args = model, optimizer, corpus, args
         self.rank, self.world_size = rank, world_size
-        self.steps_per_epoch = steps_per_epoch
-        self.steps = max(1, round(epochs * steps_per_epoch))
+        self.steps, self.steps_per_epoch = steps, steps_per_epoch
         self.folder = Path(args.out_dir)
         self.identity = run_identity(args, epochs, corpus)
         self.snapshot_steps = snapshot_steps(self.steps, args.snapshots)

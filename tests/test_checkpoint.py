@@ -46,7 +46,7 @@ def new_run(folder: Path, model: LLM, tokenizer) -> TrainingRun:
     tokens = np.arange(300, dtype=np.uint16)
     corpus = Corpus(tokenizer, tokens, tokens, 1.0, "text")
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    return TrainingRun(model, optimizer, corpus, args, epochs=1, steps_per_epoch=10)
+    return TrainingRun(model, optimizer, corpus, args, epochs=1, steps=10, steps_per_epoch=10)
 
 
 @pytest.fixture(scope="module")
