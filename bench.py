@@ -35,7 +35,7 @@ from corpus.token_files import Encoder, prepare_corpus
 from corpus.tokenizer import train_tokenizer
 from llm import LLM
 from support.cli import UserError, make_parser, parse_args, run_script, write_json
-from support.device import choose_device, keep_freed_memory, maybe_compile
+from support.device import choose_device, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
 from support.peers import gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps
@@ -92,7 +92,6 @@ def flops_per_token(model: LLM) -> int:
 def our_steps(args, compiled=True, count=None, precision="auto", **changed):
     """A function that makes `count` steps of train.py on random tokens, STEPS if none is told."""
     count = count or STEPS
-    keep_freed_memory()
     device, dtype = choose_device(precision)
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)

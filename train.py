@@ -26,7 +26,7 @@ from llm import LLM
 from support.checkpoint import lock_folder
 from support.cli import UserError, make_parser, parse_args, run_script
 from support.continuation import PROMPTS, continue_prompt
-from support.device import choose_device, keep_freed_memory, maybe_compile
+from support.device import choose_device, maybe_compile
 from support.distributed import all_reduce_mean, data_parallel, local_rank_zero_first, process_group
 from support.loss import TrainingLoss
 from support.model_class import model_class
@@ -154,7 +154,6 @@ def main() -> None:
     parser.add_argument("--model", default=SUPPRESS, help="a Python file with a class LLM to train in place of llm.py's")
     args = parse_args(parser)
     Model = model_class(args)
-    keep_freed_memory()
     with process_group() as (rank, world_size):
         if args.batch_size % world_size:
             raise UserError(f"--batch_size {args.batch_size} does not divide among {world_size} processes")

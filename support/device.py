@@ -48,9 +48,13 @@ TIMED_CALLS = range(3, 8)  # the calls that are timed to estimate this; the firs
 def maybe_compile(loss: Callable, mode: str, steps: int, device: torch.device) -> Callable:
     """The loss for the `steps` training steps to come, through torch.compile if `mode`, the compile line of params.py, says so.
 
-    "auto" compiles after some steps, on a CUDA GPU or on a CPU with a C++ compiler, if the rest is worth it.
+    "auto" compiles after some steps, on a CUDA GPU or on a CPU with a C++ compiler, if the rest is worth it. Freed memory is
+    kept once that is decided.
     """
-    return loss if mode == "off" else CompilingLoss(loss, steps, device, at_once=mode == "on")
+    if mode == "off":
+        keep_freed_memory()
+        return loss
+    return CompilingLoss(loss, steps, device, at_once=mode == "on")
 
 
 def can_compile(device: torch.device) -> bool:
@@ -70,9 +74,12 @@ class CompilingLoss:
         self.calls += 1
         if self.calls == TIMED_CALLS.start:
             self.timed_from = self.time_when_done()
-        if self.calls == self.compile_at and (self.compile_at == 1 or self.is_worth_compiling()):
-            return self.compile_on(input_ids, target_ids)
-        return self.loss(input_ids, target_ids)
+        if self.calls != self.compile_at:
+            return self.loss(input_ids, target_ids)
+        compiles = self.compile_at == 1 or self.is_worth_compiling()
+        loss = self.compile_on(input_ids, target_ids) if compiles else self.loss(input_ids, target_ids)
+        keep_freed_memory()  # not earlier: what the uncompiled steps took would be kept as well, beside the compiled ones'
+        return loss
 
     def is_worth_compiling(self) -> bool:
         """Whether the rest of the run would take COMPILE_FROM seconds uncompiled, and the model can be compiled here.
