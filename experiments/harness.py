@@ -162,7 +162,7 @@ def train(out_dir: Path, flags: dict) -> Path:
         raise KeyboardInterrupt
     if done.returncode < 0:
         raise UserError(f"a run failed: signal {-done.returncode} ended it; is there enough memory?")
-    diverged = re.search(r"at step \d+ is (nan|-?inf);.*", done.stderr)
+    diverged = re.search(r"the [a-z ]+ at step \d+ is (nan|-?inf);.*", done.stderr)
     if done.returncode and not diverged:
         lines = done.stderr.strip().splitlines() or [f"train.py ended with code {done.returncode}"]
         raise UserError(f"a run failed: {lines[-1]}")
