@@ -27,7 +27,7 @@ CHAPTER = Path(__file__).parent / "docs" / "build_it_yourself.md"
 SECONDS = 3  # of computing that a check may take
 MARKS = {"": "x", "not written yet": " "}  # of a step, by what is wrong with it
 
-# The steps that the check of a step runs, too
+# The steps whose code a step calls; it waits until they pass
 NEEDS = {"heads": ["norm", "rotary", "attention"], "block": ["norm", "heads", "mlp"], "model": ["norm", "block"]}
 
 

@@ -46,8 +46,8 @@ def make_optimizer(model: LLM, steps: int, args: Namespace) -> torch.optim.Adam:
     rest = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
     groups = [{"params": embedding, "rate_factor": args.embedding_rate}, {"params": rest, "rate_factor": 1.0}]
     betas = args.adam_beta1, args.adam_beta2
-    # A step takes away rate * decay of each weight. So a long run decays as much as a short one (arXiv:2405.13698)
-    decay = args.weight_decay / (args.learning_rate * steps)
+    # A step takes away rate * decay of each weight: over a long run as much as over a short one, but for one of a few steps
+    decay = args.weight_decay / (args.learning_rate * max(100, steps))
     return torch.optim.Adam(groups, betas=betas, weight_decay=decay, decoupled_weight_decay=True, fused=True)
 
 

@@ -109,19 +109,20 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor) -> dict[str, list[dict
     chosen = choose_pairs(model, pairs)
     if not chosen:
         return {}
-    return {str(part.layer): steer_after(model, chosen, windows, part) for part in streams(model)[1:]}
+    base = window_losses(model, windows).mean().item()
+    return {str(part.layer): steer_after(model, chosen, windows, base, part) for part in streams(model)[1:]}
 
 
 def steer_after(
-    model: LLM, chosen: list[tuple[list[Pair], list[Pair]]], windows: Tensor, part: Part
+    model: LLM, chosen: list[tuple[list[Pair], list[Pair]]], windows: Tensor, base: float, part: Part
 ) -> list[dict]:
-    """The rows of steer() for the residual stream after one layer."""
+    """The rows of steer() for the residual stream after one layer. base: the loss on the windows without steering."""
     jobs = []  # the pairs to turn, and the vectors to turn them with
     for known, asked in chosen:
         vector = mean_difference(model, known, part)
         jobs.append((asked, {"steered": vector, "random": random_vector(vector, len(jobs))}))
 
-    base, rows = window_losses(model, windows).mean().item(), []
+    rows = []
     for strength in tqdm(STRENGTHS, f"steering after layer {part.layer}", dynamic_ncols=True, leave=False):
         row = {"strength": strength}
         for name in ("steered", "random"):

@@ -243,7 +243,8 @@ class TrainingRun:
 
     def _check_weights(self) -> None:
         if not weights_are_finite(self.model):
-            self._end_not_finite("largest weight", math.nan)
+            largest = torch.stack([parameter.detach().abs().max() for parameter in self.model.parameters()]).max()
+            self._end_not_finite("largest weight", largest.item())
 
     def _end_not_finite(self, what: str, value: float) -> None:
         """Save the last weights that were finite, and raise UserError."""

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import math
 import multiprocessing
 import os
 import pickle
@@ -274,3 +275,19 @@ def test_a_shorter_run_is_offered_at_the_start_and_not_to_one_that_goes_on(tmp_p
         run._print_estimate()
         out = capsys.readouterr().out
         assert "about 10:00" in out and ("a fifth of that with --epochs 0.2" in out) == offered
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_weight_that_is_not_finite_is_named_and_the_weights_before_it_are_saved(tmp_path, value):
+    model = LLM(**SIZES)
+    with new_run(tmp_path, model, train_tokenizer(TEXT, 300)) as run:
+        run.args.eval_every = 1
+        run.record(torch.tensor(3.0), 0.1, num_tokens=32)
+        run.log(3.0, sample=None)
+        good = model.norm.weight.detach().clone()
+        with torch.no_grad():
+            model.norm.weight[1] = value
+        run.record(torch.tensor(3.0), 0.1, num_tokens=32)
+        with pytest.raises(UserError, match=f"the largest weight at step 2 is {value}; the last weights that were finite are saved"):
+            run.log(3.0, sample=None)
+    assert torch.equal(LLM.load(tmp_path / "parameters.pt2").norm.weight, good)
