@@ -34,6 +34,17 @@ class GenerationPeer(NamedTuple):
     streams: tuple[int, ...] = (1, 16)  # how many rows it can take
 
 
+@contextlib.contextmanager
+def default_products():
+    """Decorates a peer's code: float32 products as PyTorch computes them by itself. choose_device() may have chosen others."""
+    chosen = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = chosen
+
+
 def gpt2_model(args: Namespace) -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel, logging
 
@@ -52,6 +63,7 @@ def gpt2_steps(args: Namespace, count: int) -> Callable[[], None]:
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=10**6)
     ids = torch.randint(args.vocab_size, (args.batch_size, args.max_seq_len), device=model.device)
 
+    @default_products()
     def steps():
         for _ in range(count):
             model(input_ids=ids, labels=ids).loss.backward()
@@ -66,6 +78,7 @@ def gpt2_generation(args: Namespace) -> GenerationPeer:
     model = gpt2_model(args).eval()
     greedy = dict(do_sample=False, use_cache=True, pad_token_id=0)
 
+    @default_products()
     def generate(ids: Tensor, count: int):
         return model.generate(ids, min_new_tokens=count, max_new_tokens=count, **greedy)
 
@@ -90,6 +103,7 @@ def nanogpt_steps(folder: str, args: Namespace, precision: str, count: int) -> C
     compiled = torch.compile(model)
     ids = torch.randint(args.vocab_size, (args.batch_size, args.max_seq_len + 1), device=device)
 
+    @default_products()
     def steps():
         for _ in range(count):
             with torch.amp.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -103,7 +117,7 @@ def nanogpt_steps(folder: str, args: Namespace, precision: str, count: int) -> C
 
 
 def nanogpt_generation(folder: str, args: Namespace) -> GenerationPeer:
-    generate = nanogpt_model(folder, args).eval().generate
+    generate = default_products()(nanogpt_model(folder, args).eval().generate)
     return GenerationPeer("nanoGPT's sampling loop", generate, has_cache=False)
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from small_models import small_model
 
 import llm
+from llm import LLM
 from support.loss import OutputLoss, TrainingLoss
 
 
@@ -40,12 +41,14 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits():
     assert torch.allclose(in_bf16, expected, rtol=0.02) and not torch.equal(in_bf16, expected)
 
 
-def test_attention_is_written_out_in_bf16_and_fused_in_float32(monkeypatch):
-    """On a CPU, each is faster there. In bf16, autocast leaves queries and keys in float32 and values in bf16."""
+def test_attention_is_written_out_on_a_cpu_and_fused_in_long_windows(monkeypatch):
+    """Each is faster there. In bf16, autocast leaves queries and keys in float32 and values in bf16."""
     used = []
     monkeypatch.setattr(llm, "attention", lambda q, k, v: used.append("written out") or (torch.zeros_like(q), None))
     monkeypatch.setattr(llm, "fused_attention", lambda q, k, v: used.append("fused") or torch.zeros_like(q))
-    model, ids = small_model().float(), torch.tensor([[3, 1, 4, 1, 5]])
-    for dtype in (torch.bfloat16, torch.float32):
-        TrainingLoss(model, dtype)(ids, ids)
-    assert used == ["written out"] * model.num_layers + ["fused"] * model.num_layers
+    model = LLM(vocab_size=50, d_model=16, num_heads=2, num_layers=2, max_seq_len=300)
+    for length in (5, 300):
+        ids = torch.arange(length)[None] % model.vocab_size
+        for dtype in (torch.bfloat16, torch.float32):
+            TrainingLoss(model, dtype)(ids, ids)
+    assert used == ["written out"] * 2 * model.num_layers + ["fused"] * 2 * model.num_layers
