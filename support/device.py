@@ -16,7 +16,10 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(precision: str = "auto") -> tuple[torch.device, torch.dtype]:
-    """The device to run on, and the precision of matrix products: for "auto" bf16 if the hardware computes in it, else float32."""
+    """The device to run on, and the precision of matrix products: for "auto" bf16 if the hardware computes in it, else float32.
+
+    On a CPU with AVX-512 it also hands the float32 products of this process to another library, which computes them faster.
+    """
     if torch.cuda.is_available():
         device, native = torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False)
     elif torch.backends.mps.is_available():
@@ -25,9 +28,9 @@ def choose_device(precision: str = "auto") -> tuple[torch.device, torch.dtype]:
         has_amx = torch.cpu._is_amx_tile_supported()
         device, native = torch.device("cpu"), torch.cpu._is_avx512_bf16_supported() or has_amx
         if torch.backends.cpu.get_cpu_capability() == "AVX512" and not has_amx:
-            # oneDNN, which computes the bf16 products, then computes those in float32 as well: in 0.45 of the time that MKL
-            # takes on an AMD EPYC (Zen 5). PyTorch asks it only if bf16 is allowed inside of them, but without AMX that would
-            # be no faster, so oneDNN does not do it, and they stay float32 (tests/test_device.py).
+            # oneDNN, which computes the bf16 products, takes 0.45 of MKL's time on an AMD EPYC (Zen 5). PyTorch asks it only if
+            # it may round to bf16 inside. oneDNN does so where that is faster, with AMX; without it they stay float32, which
+            # tests/test_device.py holds against float64.
             torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     return device, PRECISIONS.get(precision, torch.bfloat16 if native else torch.float32)
 
