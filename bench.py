@@ -38,7 +38,7 @@ from support.cli import UserError, make_parser, parse_args, run_script, write_js
 from support.device import choose_device, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
-from support.peers import gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps
+from support.peers import default_products, gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps
 from train import make_optimizer, training_step
 
 ROUNDS = 3
@@ -212,7 +212,7 @@ def bench_generation(args) -> list[dict]:
         ours = 3 * count if length == T else count  # so that the window's moving on has its share
         stream = functools.partial(model.generate, ids, temperature=0, step=fastest_step(model, streams))
         sides = {"read": lambda: [weights.sum() for _ in range(100)]}
-        sides["ours"] = lambda stream=stream, n=ours: list(itertools.islice(stream(), n))
+        sides["ours"] = default_products()(lambda stream=stream, n=ours: list(itertools.islice(stream(), n)))  # as generate.py
         # A peer with a cache ends at the window; one without a cache is compared where the window is full
         for peer in peers:
             if streams in peer.streams and peer.has_cache == (length < T):

@@ -28,10 +28,9 @@ def choose_device(precision: str = "auto") -> tuple[torch.device, torch.dtype]:
         has_amx = torch.cpu._is_amx_tile_supported()
         device, native = torch.device("cpu"), torch.cpu._is_avx512_bf16_supported() or has_amx
         if torch.backends.cpu.get_cpu_capability() == "AVX512" and not has_amx:
-            # oneDNN, which computes the bf16 products, takes 0.45 of MKL's time on an AMD EPYC (Zen 5). PyTorch asks it only if
-            # it may round to bf16 inside. oneDNN does so where that is faster, with AMX; without it they stay float32, which
-            # tests/test_device.py holds against float64.
-            torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+            # PyTorch gives float32 products to MKL. oneDNN needs 0.45 of MKL's time on an AMD EPYC (Zen 5), but PyTorch uses it
+            # only if it may round to bf16 inside. Without AMX oneDNN does not round, and tests/test_device.py checks that.
+            torch.set_float32_matmul_precision("medium")
     return device, PRECISIONS.get(precision, torch.bfloat16 if native else torch.float32)
 
 

@@ -1,7 +1,7 @@
 """What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, and our own model in llama.cpp.
 
 A function that ends in _steps returns a function that makes `count` training steps as the peer's own code makes them.
-Peers that are not installed raise ImportError.
+What a peer computes is decorated with default_products(). Peers that are not installed raise ImportError.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ class GenerationPeer(NamedTuple):
 @contextlib.contextmanager
 def default_products():
     """Decorates a peer's code: float32 products as PyTorch computes them by itself. choose_device() may have chosen others."""
-    chosen = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+    chosen = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = chosen
+        torch.set_float32_matmul_precision(chosen)
 
 
 def gpt2_model(args: Namespace) -> torch.nn.Module:

@@ -20,12 +20,13 @@ def test_precision_is_what_was_asked_for():
 
 @pytest.mark.parametrize("rows, inputs, outputs", [(2048, 192, 1024), (512, 5000, 192), (1024, 2048, 192), (3, 64, 7)])
 def test_float32_products_are_float32_whichever_library_computes_them(rows, inputs, outputs):
-    """In bf16 the error would be 2^-9 of a factor, some thousand times as large."""
+    """Rounded to bf16 inside, their error would be 200 times as large as the one that is allowed."""
     choose_device("float32")
+    torch.manual_seed(0)
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
     exact = x.double() @ weight.double().T
     for product in (torch.nn.functional.linear(x, weight), x @ weight.T, (x[None] @ weight.T[None])[0]):
-        assert (product - exact).square().mean().sqrt() < 2e-6 * exact.square().mean().sqrt()
+        assert (product - exact).square().mean().sqrt() < 1e-5 * exact.square().mean().sqrt()
 
 
 def compiled_calls(monkeypatch, seconds_per_step: float, steps: int, mode="auto", compiler="g++") -> list[str]:

@@ -42,7 +42,6 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits():
 
 
 def test_attention_is_written_out_on_a_cpu_and_fused_in_long_windows(monkeypatch):
-    """Each is faster there. In bf16, autocast leaves queries and keys in float32 and values in bf16."""
     used = []
     monkeypatch.setattr(llm, "attention", lambda q, k, v: used.append("written out") or (torch.zeros_like(q), None))
     monkeypatch.setattr(llm, "fused_attention", lambda q, k, v: used.append("fused") or torch.zeros_like(q))

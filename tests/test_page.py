@@ -146,9 +146,10 @@ def test_a_token_that_is_hidden_is_not_looked_at(page, model, monkeypatch):
     def attention(q, k, v):
         scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + torch.full((6, 6), float("-inf")).triu(1)
         scores[..., hidden + 1 :, hidden] = float("-inf")
-        return scores.softmax(-1) @ v
+        weights = scores.softmax(-1)
+        return weights @ v, weights
 
-    monkeypatch.setattr(llm, "fused_attention", attention)
+    monkeypatch.setattr(llm, "attention", attention)
     expected = model(torch.tensor([ids]))[0, -1]
     script = """const whole = model.forward(arguments[0], new Cache(L));
         const other = model.forward(arguments[0], whole.fork(arguments[1] + 1), [], arguments[1]);
