@@ -19,7 +19,7 @@ def test_ten_kills_leave_no_trace_in_the_result(unbroken):
     while len(steps) < 10:
         process = start_training(folder)
         text = wait_for(process, "tokens/s=")  # or it is killed before it has begun
-        time.sleep(generator.random() * 0.35)
+        time.sleep(generator.random() * 0.25)
         os.kill(process.pid, signal.SIGKILL)
         out, _ = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, "it had ended before: the run is too short for this test\n" + text
