@@ -8,6 +8,7 @@ from helpers import run_training
 
 import support.device
 from support.device import COMPILE_FROM, choose_device, maybe_compile
+from support.peers import default_products
 
 CPU = torch.device("cpu")
 
@@ -27,6 +28,25 @@ def test_float32_products_are_float32_whichever_library_computes_them(rows, inpu
     exact = x.double() @ weight.double().T
     for product in (torch.nn.functional.linear(x, weight), x @ weight.T, (x[None] @ weight.T[None])[0]):
         assert (product - exact).square().mean().sqrt() < 1e-5 * exact.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("capability, has_amx, setting", [("AVX512", False, "medium"), ("AVX512", True, "highest"), ("AVX2", False, "highest")])
+def test_products_may_be_rounded_inside_only_where_the_library_does_not_do_it(monkeypatch, capability, has_amx, setting):
+    """With AMX, oneDNN would. A peer is measured with PyTorch's own setting, whatever ours is, also if it fails."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        choose_device("float32")
+        assert torch.get_float32_matmul_precision() == setting
+        assert default_products()(torch.get_float32_matmul_precision)() == "highest"
+        with pytest.raises(ZeroDivisionError):
+            default_products()(lambda: 1 / 0)()
+        assert torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def compiled_calls(monkeypatch, seconds_per_step: float, steps: int, mode="auto", compiler="g++") -> list[str]:
