@@ -16,10 +16,10 @@ tokenizer_chars = 10_000_000  # a longer text is sampled evenly, to about this m
 
 # training
 epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows
-sample_epochs = 4.0  # passes over the bundled encyclopedia, in place of epochs; the flag --epochs overrides both
+sample_epochs = 4.5  # passes over the bundled encyclopedia, in place of epochs; the flag --epochs overrides both
 batch_size = 16  # windows in a step
 learning_rate = 0.006  # Adam's, at its peak
-embedding_rate = 2.5  # the rate of the embedding, as a multiple of learning_rate
+embedding_rate = 3.0  # the rate of the embedding, as a multiple of learning_rate
 warmup = 0.05  # share of the steps in which the rate rises from 0 to its peak; 0.15 is better for a run of some hundred steps
 decay = 0.6  # share of the steps, the last ones, in which the rate falls to 0 in a straight line
 grad_clip = 1.0  # longest gradient, as a norm over all parameters
