@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import re
 import statistics
@@ -23,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -38,11 +36,15 @@ from support.cli import UserError, make_parser, parse_args, run_script, write_js
 from support.device import choose_device, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
+from support.own_process import in_own_process
 from support.peers import default_products, gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps
 from train import make_optimizer, training_step
 
 ROUNDS = 3
 STEPS = 10  # training steps in a round
+
+# Memory is then the job's own, and what another job compiled is gone
+alone = functools.partial(in_own_process, start_method="spawn")
 
 synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
@@ -294,12 +296,6 @@ def first_step(args, folder: Path) -> float:
     if not log.exists():
         raise UserError(f"train.py ended before its first step: {lines[-1] if lines else f'exit code {run.returncode}'}")
     return seconds
-
-
-def alone(job, *arguments):
-    """job(*arguments) in a process of its own, so that its memory is its own and what it compiled is gone."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(job, *arguments).result()
 
 
 def show(rows: list[dict]) -> None:

@@ -11,11 +11,12 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from corpus.sources import BUNDLED, load_articles_or_bundled
-from corpus.token_files import Corpus, prepare_corpus
+from corpus.sources import BUNDLED, is_hub_name, load_articles_or_bundled
+from corpus.token_files import Corpus, open_cache, prepare_corpus
 from corpus.tokenizer import encode, tokenizer_key
 from llm import LLM
 from support.cli import UserError
+from support.own_process import in_own_process
 
 __all__ = ["TextDataset", "encode", "load_text"]  # encode: text -> token ids, with <EOS> after every sentence
 
@@ -26,15 +27,25 @@ def load_text(args: Namespace) -> tuple[Corpus, str]:
     If the hub cannot be reached, the bundled encyclopedia stands in for the default data set, and its name is returned.
     Raises UserError if the text cannot be read or is too short.
     """
-    print(f"text: {args.dataset}")
-    articles, name = load_articles_or_bundled(args.dataset, args.text_column)
-    cache = Path(args.out_dir) / "cache"
-    corpus = prepare_corpus(articles, cache, args.vocab_size, args.val_fraction, args.tokenizer_chars)
+    print(f"text: {args.dataset}", flush=True)
+    if is_hub_name(args.dataset):  # in a process of its own: the package `datasets` takes some 100 MiB, and keeps them
+        folder, name = in_own_process(prepare_text, args)
+    else:
+        folder, name = prepare_text(args)
+    corpus = open_cache(folder)
     print(
         f"  {len(corpus.train):,} tokens to train on, {len(corpus.val):,} held out, "
         f"{corpus.chars_per_token:.2f} characters each"
     )
     return corpus, name
+
+
+def prepare_text(args: Namespace) -> tuple[Path, str]:
+    """Write the tokens of the text that args.dataset names to the cache. Returns their folder and the name of the text."""
+    articles, name = load_articles_or_bundled(args.dataset, args.text_column)
+    cache = Path(args.out_dir) / "cache"
+    corpus = prepare_corpus(articles, cache, args.vocab_size, args.val_fraction, args.tokenizer_chars)
+    return cache / corpus.key, name
 
 
 def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:

@@ -14,7 +14,6 @@ import re
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from array import array
 from collections.abc import Iterable, Iterator
@@ -28,6 +27,7 @@ from tqdm import tqdm
 from corpus.sentences import split_sentences
 from corpus.tokenizer import EOS, load_tokenizer, train_tokenizer
 from support.cli import UserError
+from support.own_process import end_with_parent
 
 PARALLEL_FROM = 2_000_000  # characters; for a shorter text starting processes costs more than it saves
 BATCH_CHARS = 500_000  # characters, about, in the articles that a process encodes at a time
@@ -67,18 +67,18 @@ def prepare_corpus(
     text_hash.update(repr((CACHE_VERSION, vocab_size, val_fraction, tokenizer_chars)).encode())
 
     folder = cache / text_hash.hexdigest()
-    corpus = _open_cache(folder)
+    corpus = open_cache(folder)
     if corpus is None:
         num_train = num_articles - max(1, round(num_articles * val_fraction))
         cache.mkdir(parents=True, exist_ok=True)
         _remove_stale_folders(cache)
         with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as unfinished:
             _build_cache(articles, num_train, num_chars, Path(unfinished), vocab_size, tokenizer_chars)
-            if _open_cache(folder) is None:  # another process may have finished first
+            if open_cache(folder) is None:  # another process may have finished first
                 shutil.rmtree(folder, ignore_errors=True)
                 os.rename(unfinished, folder)
                 os.mkdir(unfinished)  # for TemporaryDirectory to remove
-        corpus = _open_cache(folder)
+        corpus = open_cache(folder)
     if corpus is None:
         raise UserError(f"{folder} cannot be read back: is the disk full, or another program writing there?")
     return corpus
@@ -135,8 +135,8 @@ def _build_cache(
     (folder / "about.json").write_text(json.dumps(about))
 
 
-def _open_cache(folder: Path) -> Corpus | None:
-    """What _build_cache() wrote into the folder. None if it is missing or has changed."""
+def open_cache(folder: Path) -> Corpus | None:
+    """What prepare_corpus() wrote into the folder. None if it is missing or has changed."""
     try:
         about = json.loads((folder / "about.json").read_text())
         tokenizer = load_tokenizer(folder / "bpe_tokenizer.json")
@@ -230,8 +230,7 @@ def _start_worker(tokenizer_json: str) -> None:
     """Prepare a worker process. It ends when its parent ends, even if the parent was killed, and leaves Ctrl-C to it."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
     _encoder = Encoder(Tokenizer.from_str(tokenizer_json))
 
 

@@ -1,0 +1,29 @@
+"""Jobs in a process of their own, which gives back all the memory that they take."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from support.cli import UserError
+
+
+def in_own_process(job: Callable, *arguments, start_method: str | None = None) -> Any:
+    """job(*arguments), computed by another process. What it raises is raised here.
+
+    The start method is one of multiprocessing's: "spawn" starts a new Python, None is what the system usually does.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context(start_method), initializer=end_with_parent) as pool:
+        try:
+            return pool.submit(job, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError("a process of this script was killed, perhaps for want of memory") from error
+
+
+def end_with_parent() -> None:
+    """End this process when the process that started it has ended, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
