@@ -146,19 +146,19 @@ def check_norm(mine: ModuleType) -> None:
 
 
 def check_rotary(mine: ModuleType) -> None:
-    tables = lambda half: (half.repeat(1, 2).cos(), half.repeat(1, 2).sin())
-    (cos, sin), neighbours = tables(angles(5, 8)), angles(5, 8).repeat_interleave(2, 1)
-    paired = "neighbouring features are paired: a pair is i and i + d / 2, half a head apart"
+    tables = lambda angle: (angle.cos(), angle.sin())
+    cos, sin = tables(angles(5, 8))
     expect("rotary_tables(5, 8)", mine.rotary_tables(5, 8), (cos, sin), {
         "the positions begin at 0": tables(angles(6, 8)[1:]),
         "the exponent of pair i is -2i / head_size": tables(angles(5, 16)[:, :4]),
-        paired: (neighbours.cos(), neighbours.sin())})
+        "a pair turns together, so the tables have a column for each pair": tables(angles(5, 8).repeat(1, 2))})
     x = randn(2, 3, 5, 8)
     a, b, even, odd = *x.chunk(2, -1), x[..., ::2], x[..., 1::2]
     expect("rotate(x, cos, sin)", mine.rotate(x.clone(), cos, sin), turned(x), {
         "it turns backwards: a becomes a cos - b sin": turned(x, -1),
-        "the minus is missing: a becomes a cos - b sin": x * cos + torch.cat((b, a), -1) * sin,
-        paired: x * cos + torch.stack((-odd, even), -1).flatten(-2) * sin})
+        "the minus is missing: a becomes a cos - b sin": torch.cat((a * cos + b * sin, b * cos + a * sin), -1),
+        "neighbouring features are paired: a pair is i and i + d / 2, half a head apart": torch.stack(
+            (even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)})
 
 
 def check_attention(mine: ModuleType) -> None:

@@ -74,7 +74,7 @@ def run_layers(
 
 
 def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, ablated_heads: Collection[int] = ()) -> Layer:
-    """The activations of a block on the residual stream x (B, T, D). cos and sin (T, d) come from LLM.rotary."""
+    """The activations of a block on the residual stream x (B, T, D). cos and sin (T, d / 2) come from LLM.rotary."""
     q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
     mixed, weights = attention(q, k, v)  # (B, H, T, d) and (B, H, T, T)
     head_outputs = mixed @ output_columns(block.attention)  # (B, H, T, D)

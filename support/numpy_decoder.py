@@ -59,8 +59,8 @@ def numpy_step(model: LLM) -> Callable[[Tensor, Cache], Tensor]:
             qkv = rms_norm(x, w.attention_norm) @ w.qkv_proj.T
             qkv = qkv.reshape(B, T, 3, H, d).transpose(2, 0, 3, 1, 4)  # (3, B, H, T, d)
             qk = rms_norm(qkv[:2], np.array((w.q_norm, w.k_norm))[:, None, None, None])  # (2, B, H, T, d)
-            a, b = qk[..., : d // 2], qk[..., d // 2 :]
-            q, k = qk * cos[start:S] + np.concatenate((-b, a), axis=-1) * sin[start:S]
+            a, b, c, s = qk[..., : d // 2], qk[..., d // 2 :], cos[start:S], sin[start:S]
+            q, k = np.concatenate((a * c - b * s, b * c + a * s), axis=-1)
             cached = layer.numpy()  # (2, B, H, max_seq_len, d)
             cached[0, :, :, start:S] = k
             cached[1, :, :, start:S] = qkv[2]

@@ -37,13 +37,11 @@ return self.weight * (x / torch.sqrt(mean_square + NORM_EPS))
 pair = torch.arange(head_size // 2)
 speed = torch.exp(-math.log(ROTARY_BASE) * 2 * pair / head_size)
 angle = torch.arange(length).unsqueeze(1) * speed
-angle = torch.cat([angle, angle], dim=1)
 return torch.cos(angle), torch.sin(angle)
 ---
 half = x.shape[-1] // 2
 a, b = x[..., :half], x[..., half:]
-c, s = cos[..., :half], sin[..., :half]
-return torch.cat([a * c - b * s, b * c + a * s], dim=-1)
+return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 ---
 scores = torch.einsum("bhtd,bhsd->bhts", q, k) / math.sqrt(q.shape[-1])
 key_place = torch.arange(k.shape[2], device=k.device)

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 import torch
-from helpers import ARTICLES, SMALL, call, start, wait_for, write_articles
+from helpers import ARTICLES, SMALL, call, run, start, wait_for, write_articles
 from tokenizers import Tokenizer
 
 import params
@@ -61,7 +61,7 @@ def test_a_signal_ends_training_with_the_weights_saved(trained, tmp_path):
 
 
 def test_without_a_hub_the_bundled_encyclopedia_trains(tmp_path):
-    code, out, err = call("train.py", "--out_dir", tmp_path, "--epochs", 0.02, *SMALL)
+    code, out, err = run("train.py", "--out_dir", tmp_path, "--epochs", 0.02, *SMALL)
     assert code == 0, err
     assert "cannot be reached" in out and "trained on the bundled encyclopedia" in out.split("training:")[1]
     assert "0.02 epochs" in out
