@@ -16,7 +16,7 @@ tokenizer_chars = 10_000_000  # a longer text is sampled evenly, to about this m
 
 # training
 epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows
-sample_epochs = 4.5  # passes over the bundled encyclopedia, in place of epochs; the flag --epochs overrides both
+sample_epochs = 4.0  # passes over the bundled encyclopedia, in place of epochs; the flag --epochs overrides both
 batch_size = 16  # windows in a step
 learning_rate = 0.006  # Adam's, at its peak
 embedding_rate = 3.0  # the rate of the embedding, as a multiple of learning_rate
@@ -25,7 +25,7 @@ decay = 0.6  # share of the steps, the last ones, in which the rate falls to 0 i
 grad_clip = 1.0  # longest gradient, as a norm over all parameters
 adam_beta1 = 0.8  # how long Adam remembers the gradients: about 1 / (1 - adam_beta1) steps
 adam_beta2 = 0.98  # how long it remembers their squares; with smaller batches longer, such as 0.995 for 4 windows
-weight_decay = 1.25  # a step at the peak rate takes away this share of each weight, divided by the run's steps (100 at least)
+weight_decay = 0.6  # share that a pass at the peak rate takes away from each weight, but for the embedding (of 100 steps at least)
 eval_every = 100  # steps between two validation losses
 eval_windows = 128  # held-out windows at most that a validation loss is measured on, an even sample
 checkpoint_minutes = 3.0  # minutes between two checkpoints, from which a run that was killed goes on
