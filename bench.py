@@ -98,7 +98,7 @@ def our_steps(args, compiled=True, count=None, precision="auto", **changed):
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)
     loss = maybe_compile(TrainingLoss(model, dtype), "on" if compiled else "off", count, device)
-    optimizer = make_optimizer(model, count, args)
+    optimizer = make_optimizer(model, 1.0, count, args)
     ids = torch.randint(model.vocab_size, (batch_size, model.max_seq_len + 1), device=device)
 
     def steps():

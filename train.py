@@ -40,10 +40,10 @@ def learning_rate_at(step: int, steps: int, args: Namespace) -> float:
     return args.learning_rate * min(1, rise, fall)
 
 
-def make_optimizer(model: LLM, per_epoch: int, args: Namespace) -> torch.optim.Adam:
-    """Adam with weight decay (arXiv:1711.05101), but for the embedding, which has its own rate: decay would fade rare tokens."""
-    # A step takes away rate * decay of each weight: so a pass over any text takes away as much, if it has a hundred steps
-    decay = args.weight_decay / (args.learning_rate * max(100, per_epoch))
+def make_optimizer(model: LLM, epochs: float, steps: int, args: Namespace) -> torch.optim.Adam:
+    """Adam with weight decay (arXiv:1711.05101). The embedding has a rate of its own, and no decay: it would fade rare tokens."""
+    # A step takes away rate * decay of each weight. Over a whole run that is more if the text is read several times
+    decay = args.weight_decay * epochs**0.5 / (args.learning_rate * max(100, steps))
     others = [parameter for name, parameter in model.named_parameters() if name != "embedding.weight"]
     embedding = {"params": [model.embedding.weight], "rate_factor": args.embedding_rate, "weight_decay": 0.0}
     rest = {"params": others, "rate_factor": 1.0, "weight_decay": decay}
@@ -113,7 +113,7 @@ def train(
     """Train, or go on from the checkpoint, and save the weights. Returns the name of the signal that ended it early, if any."""
     per_epoch = steps_in_epoch(corpus.train, args.max_seq_len, args.batch_size)
     steps = max(1, round(epochs * per_epoch))
-    optimizer = make_optimizer(model, per_epoch, args)
+    optimizer = make_optimizer(model, epochs, steps, args)
     with TrainingRun(model, optimizer, corpus, args, epochs, steps, per_epoch, rank, world_size) as run:
         loss_of = data_parallel(TrainingLoss(model, dtype), device)
         loss_of = maybe_compile(loss_of, args.compile, steps - run.step, device)

@@ -135,12 +135,13 @@ def test_tokens_count_what_was_read_where_a_text_is_shorter_than_a_batch(tmp_pat
     assert int(row["step"]) == 3 and 2 * num_tokens < int(row["tokens"]) <= 3 * num_tokens < 3 * 500 * 64
 
 
-@pytest.mark.parametrize("per_epoch, decay, share", [(200, 100.0, 0.5), (1, 50.0, 0.5)])  # of one step, no more than of 100
-def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_rate(per_epoch, decay, share):
+# A run of one step loses no more than one of 100
+@pytest.mark.parametrize("epochs, steps, decay, share", [(1, 200, 100.0, 0.5), (4, 200, 50.0, 0.5), (1, 1, 50.0, 0.5)])
+def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_rate(epochs, steps, decay, share):
     """The first step of Adam is as long as the rate, against the gradient.
 
-    Before it, each weight but the embedding's loses a share: weight_decay / per_epoch at the peak of the rate, less where
-    the rate is smaller.
+    Before it, each weight but the embedding's loses a share: weight_decay * sqrt(epochs) / steps at the peak of the rate,
+    less where the rate is smaller.
     """
     torch.manual_seed(0)
     model = LLM(40, 16, 2, 1, 8)
@@ -153,7 +154,7 @@ def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_r
     model.zero_grad()
 
     args = Namespace(embedding_rate=3.0, weight_decay=decay, learning_rate=0.1, adam_beta1=0.8, adam_beta2=0.995)
-    optimizer = train.make_optimizer(model, per_epoch, args)
+    optimizer = train.make_optimizer(model, epochs, steps, args)
     train.training_step(loss_of, model, optimizer, 0.01, 1e9, ids[:, :-1], ids[:, 1:])
     for name, after in model.named_parameters():
         weight, gradient = before[name]
