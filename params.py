@@ -16,7 +16,7 @@ tokenizer_chars = 10_000_000  # a longer text is sampled evenly, to about this m
 
 # training
 epochs = 1.0  # passes over the text; 0.25 trains on the first quarter of the shuffled windows
-sample_epochs = 4.0  # passes over the bundled encyclopedia, in place of epochs; the flag --epochs overrides both
+sample_epochs = 4.5  # passes over the bundled encyclopedia, in place of epochs; the flag --epochs overrides both
 batch_size = 16  # windows in a step
 learning_rate = 0.006  # Adam's, at its peak
 embedding_rate = 3.0  # the rate of the embedding, as a multiple of learning_rate

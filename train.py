@@ -41,14 +41,14 @@ def learning_rate_at(step: int, steps: int, args: Namespace) -> float:
 
 
 def make_optimizer(model: LLM, epochs: float, steps: int, args: Namespace) -> torch.optim.Adam:
-    """Adam with weight decay (arXiv:1711.05101). The embedding has a rate of its own, and no decay: it would fade rare tokens."""
+    """Adam with weight decay (arXiv:1711.05101). The embedding learns at embedding_rate times the rate of the rest."""
+    embedding = [model.embedding.weight]
+    rest = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
     # A step takes away rate * decay of each weight. Over a whole run that is more if the text is read several times
     decay = args.weight_decay * epochs**0.5 / (args.learning_rate * max(100, steps))
-    others = [parameter for name, parameter in model.named_parameters() if name != "embedding.weight"]
-    embedding = {"params": [model.embedding.weight], "rate_factor": args.embedding_rate, "weight_decay": 0.0}
-    rest = {"params": others, "rate_factor": 1.0, "weight_decay": decay}
-    betas = args.adam_beta1, args.adam_beta2
-    return torch.optim.Adam([embedding, rest], betas=betas, decoupled_weight_decay=True, fused=True)
+    factors = ((embedding, args.embedding_rate), (rest, 1.0))  # the embedding decays as slowly as the rest
+    groups = [{"params": params, "rate_factor": factor, "weight_decay": decay / factor} for params, factor in factors]
+    return torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2), decoupled_weight_decay=True, fused=True)
 
 
 def training_step(

@@ -140,7 +140,7 @@ def test_tokens_count_what_was_read_where_a_text_is_shorter_than_a_batch(tmp_pat
 def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_rate(epochs, steps, decay, share):
     """The first step of Adam is as long as the rate, against the gradient.
 
-    Before it, each weight but the embedding's loses a share: weight_decay * sqrt(epochs) / steps at the peak of the rate,
+    Before it, each weight loses a share: weight_decay * sqrt(epochs) / steps at the peak of the rate,
     less where the rate is smaller.
     """
     torch.manual_seed(0)
@@ -158,8 +158,8 @@ def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_r
     train.training_step(loss_of, model, optimizer, 0.01, 1e9, ids[:, :-1], ids[:, 1:])
     for name, after in model.named_parameters():
         weight, gradient = before[name]
-        rate, lost = (0.03, 0.0) if name == "embedding.weight" else (0.01, share * 0.01 / 0.1)
-        expected = weight * (1 - lost) - rate * gradient.sign()
+        rate = 0.03 if name == "embedding.weight" else 0.01
+        expected = weight * (1 - share * 0.01 / 0.1) - rate * gradient.sign()
         clear = gradient.abs() > 1e-5  # beside Adam's eps
         assert clear.sum() > 0.5 * clear.numel()
         assert torch.allclose(after[clear], expected[clear], atol=1e-4), name
