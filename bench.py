@@ -43,7 +43,7 @@ from train import make_optimizer, training_step
 ROUNDS = 3
 STEPS = 10  # training steps in a round
 
-# Memory is then the job's own, and what another job compiled is gone
+# Runs a job in a new Python, so that its memory is its own and what another job compiled is gone
 alone = functools.partial(in_own_process, start_method="spawn")
 
 synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
