@@ -1,11 +1,41 @@
-"""Windows of tokens."""
+"""The way from a data set to its tokens; windows of tokens."""
+
+import os
+import subprocess
+import sys
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import ARTICLES, ROOT, write_articles
+from hub import hub
 from torch.utils.data import DataLoader
 
-from dataset import TextDataset
+from dataset import TextDataset, load_text
+
+HUB_NAME = "Den4ikAI/russian_cleared_wikipedia"
+LOAD = """
+import sys
+from argparse import Namespace
+from dataset import load_text
+settings = dict(text_column="sample", vocab_size=400, val_fraction=0.1, tokenizer_chars=10**9)
+corpus, name = load_text(Namespace(dataset=sys.argv[1], out_dir=sys.argv[2], **settings))
+print(name, corpus.key, len(corpus.train), "datasets" in sys.modules)
+"""
+
+
+def test_a_data_set_of_the_hub_is_prepared_without_loading_its_package_here(tmp_path):
+    articles = ARTICLES[:40]
+    with hub(HUB_NAME, [{"sample": article} for article in articles]) as (endpoint, _):
+        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", LOAD, HUB_NAME, str(tmp_path)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    path = write_articles(tmp_path / "text.jsonl", articles)
+    settings = {"text_column": "sample", "vocab_size": 400, "val_fraction": 0.1, "tokenizer_chars": 10**9}
+    corpus, _ = load_text(Namespace(dataset=str(path), out_dir=str(tmp_path / "local"), **settings))
+    assert done.stdout.splitlines()[-1] == f"{HUB_NAME} {corpus.key} {len(corpus.train)} False"
 
 
 def test_windows_do_not_overlap_and_targets_are_one_ahead():
