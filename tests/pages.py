@@ -1,6 +1,7 @@
 """A small model, its page, and a browser, for the tests of the page."""
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -69,3 +70,11 @@ def type_text(page, text):
 def move_slider(page, name, value):
     script = "const [s, value] = arguments; s.value = value; s.dispatchEvent(new Event('input'))"
     page.execute_script(script, page.find_element("id", name), value)
+
+
+def wait_for(page, condition: str) -> None:
+    """Wait until a condition in JavaScript holds, for half a minute at most."""
+    until = time.monotonic() + 30
+    while not page.execute_script(f"return {condition}"):
+        assert time.monotonic() < until, condition
+        time.sleep(0.05)

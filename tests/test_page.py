@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from pages import browser, model, move_slider, needs_browser, tokenizer, type_text, written  # noqa: F401
+from pages import browser, model, move_slider, needs_browser, tokenizer, type_text, wait_for, written  # noqa: F401
 
 import llm
 from corpus.sources import BUNDLED_FILE
@@ -272,5 +272,5 @@ def test_nothing_overflows_on_a_narrow_screen(page, browser, model, tokenizer, t
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     )
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    wait_for(browser, "document.documentElement.scrollWidth <= 390")  # the drawing follows the width a moment later
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -1,11 +1,10 @@
 """The page's map of recovered shares: the numbers of interpretability/patching.py, and a way to choose a head."""
 
 import copy
-import time
 
 import pytest
 import torch
-from pages import browser, model, move_slider, needs_browser, tokenizer, written  # noqa: F401
+from pages import browser, model, move_slider, needs_browser, tokenizer, wait_for, written  # noqa: F401
 
 from corpus.tokenizer import encode_prompt
 from interpretability.case_pairs import pair_of_texts
@@ -66,13 +65,6 @@ def type_texts(page, **texts):
 
 def wait_for_shares(page):
     wait_for(page, "!patching || patching.cells.every(({ share }) => share !== undefined)")
-
-
-def wait_for(page, condition):
-    until = time.monotonic() + 30
-    while not page.execute_script(f"return {condition}"):
-        assert time.monotonic() < until, condition
-        time.sleep(0.05)
 
 
 def shares(page):
