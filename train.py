@@ -44,7 +44,7 @@ def make_optimizer(model: LLM, epochs: float, steps: int, args: Namespace) -> to
     """Adam with weight decay (arXiv:1711.05101). The embedding learns at embedding_rate times the rate of the rest."""
     embedding = [model.embedding.weight]
     rest = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
-    # A step takes away rate * decay of each weight. Over a whole run that is more if the text is read several times
+    # A step takes away rate * decay of each weight: over a run (of 100 steps at least) more if the text is read several times
     decay = args.weight_decay * epochs**0.5 / (args.learning_rate * max(100, steps))
     factors = ((embedding, args.embedding_rate), (rest, 1.0))  # the embedding decays as slowly as the rest
     groups = [{"params": params, "rate_factor": factor, "weight_decay": decay / factor} for params, factor in factors]
