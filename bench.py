@@ -2,7 +2,8 @@
 
 Prints a table and writes bench.json. Training, growth and generation are medians of three rounds in which the sides take turns,
 so that another process on the machine slows all of them down; memory, text and the first step are measured once. It calls the
-steps of train.py and the generation of llm.py themselves.
+steps of train.py and the generation of llm.py themselves. In training, each side has a process of its own, since ours changes
+how its process keeps memory and computes products.
 Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates; our model exported to
 llama.cpp (llama-cpp-python and gguf); and with --nanogpt FOLDER a clone of karpathy/nanoGPT, its model compiled, and its own
 sampling loop. The text is that of --dataset.
@@ -22,10 +23,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from corpus.sentences import split_sentences
 from corpus.sources import load_articles, load_articles_or_bundled
@@ -36,8 +37,10 @@ from support.cli import UserError, make_parser, parse_args, run_script, write_js
 from support.device import choose_device, maybe_compile
 from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
-from support.own_process import in_own_process
-from support.peers import default_products, gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps
+from support.own_process import function_in_own_process, in_own_process
+from support.peers import (
+    default_products, gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps, product_steps,
+)  # fmt: skip
 from train import make_optimizer, training_step
 
 ROUNDS = 3
@@ -62,6 +65,30 @@ def median_of_turns(sides: dict) -> dict[str, float]:
             synchronize()
             taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def median_in_own_processes(jobs: dict[str, tuple]) -> dict[str, float]:
+    """The same where each side is made by a job, a function and its arguments, in a process of its own.
+
+    A side that needs a package that is not installed is left out.
+    """
+    sides = {}
+    with contextlib.ExitStack() as stack:
+        for name, job in jobs.items():
+            with contextlib.suppress(ImportError):
+                sides[name] = stack.enter_context(function_in_own_process(synchronized, *job))
+        return median_of_turns(sides)
+
+
+def synchronized(make: Callable, *arguments) -> Callable[[], None]:
+    """The function that make(*arguments) returns, but it waits until the GPU is done."""
+    function = make(*arguments)
+
+    def waiting():
+        function()
+        synchronize()
+
+    return waiting
 
 
 def row(figure: str, ours: float, unit: str, peer=None, beside="", limit=None, of="") -> dict:
@@ -108,40 +135,18 @@ def our_steps(args, compiled=True, count=None, precision="auto", **changed):
     return steps
 
 
-def product_steps(args, precision: str):
-    """The matrix products of STEPS training steps and nothing else: each forward, and backward for both its factors."""
-    device, dtype = choose_device(precision)
-    model = new_model(args)
-    rows, T = args.batch_size * args.max_seq_len, args.max_seq_len
-    weights = [p.detach().to(dtype) for p in model.parameters() if p.dim() == 2]
-    inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for p in weights for size in p.shape}
-    q = torch.randn(args.batch_size * args.num_heads, T, args.d_model // args.num_heads, device=device, dtype=dtype)
-    scores = q @ q.transpose(-2, -1)
-
-    def steps():
-        for _ in range(STEPS):
-            for w in weights:
-                x, y = inputs[w.shape[1]], inputs[w.shape[0]]
-                F.linear(x, w), y @ w, y.T @ x
-            for _ in range(3 * args.num_layers):  # queries with keys, and its two backward products; as many to mix the values
-                q @ q.transpose(-2, -1), scores @ q
-
-    return steps
-
-
 def bench_training(args, precision: str) -> list[dict]:
     """Tokens per second in one precision beside the peers, and as a share of what the matrix products alone reach."""
     tokens = STEPS * args.batch_size * args.max_seq_len
-    sides = {
-        "ours": our_steps(args, precision=precision),
-        "eager": our_steps(args, compiled=False, precision=precision),
-        "products": product_steps(args, precision),
+    jobs = {
+        "ours": (our_steps, args, True, STEPS, precision),
+        "eager": (our_steps, args, False, STEPS, precision),
+        "products": (product_steps, args, precision, STEPS),
+        "gpt2": (gpt2_steps, args, STEPS),
     }
-    with contextlib.suppress(ImportError):
-        sides["gpt2"] = gpt2_steps(args, STEPS)
     if args.nanogpt:
-        sides["nanogpt"] = nanogpt_steps(args.nanogpt, args, precision, STEPS)
-    rate = {name: tokens / seconds for name, seconds in median_of_turns(sides).items()}
+        jobs["nanogpt"] = (nanogpt_steps, args.nanogpt, args, precision, STEPS)
+    rate = {name: tokens / seconds for name, seconds in median_in_own_processes(jobs).items()}
     limit = rate["products"], "its matrix products alone"
     peers = {"eager": "ours, not compiled", "gpt2": "transformers GPT-2, float32 loop", "nanogpt": "nanoGPT, compiled"}
     figure = f"training, {precision}"
@@ -324,9 +329,10 @@ def main() -> None:
     print(machine)
     print(f"{'figure':<54}{'ours':>9} {'unit':<9}{'peer':>8}{'ratio':>7}{'limit':>9}{'share':>6}  peer; limit")
     rows = []
-    parts = [functools.partial(alone, bench_training, args, precision) for precision in precisions()]
+    # Training, memory and text start processes of their own
+    parts = [functools.partial(bench_training, args, precision) for precision in precisions()]
     parts += [functools.partial(alone, part, args) for part in (bench_generation, bench_growth)]
-    parts += [functools.partial(part, args) for part in (bench_memory, bench_text)]  # these start processes of their own
+    parts += [functools.partial(part, args) for part in (bench_memory, bench_text)]
     for part in parts:
         new = part()
         show(new)

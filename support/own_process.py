@@ -1,9 +1,10 @@
-"""Jobs in a process of their own, which gives back all the memory that they take."""
+"""Jobs in a process of their own, which gives back all the memory that they take, and leaves this one's settings alone."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -21,6 +22,24 @@ def in_own_process(job: Callable, *arguments, start_method: str | None = None) -
             return pool.submit(job, *arguments).result()
         except BrokenProcessPool as error:
             raise UserError("a process of this script was killed, perhaps for want of memory") from error
+
+
+@contextlib.contextmanager
+def function_in_own_process(make: Callable, *arguments) -> Iterator[Callable[[], None]]:
+    """The function that make(*arguments) returns. It is made, and then called, in another, new Python."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
+        pool.submit(keep, make, *arguments).result()
+        yield lambda: pool.submit(call_kept).result()
+
+
+def keep(make: Callable, *arguments) -> None:
+    """Make a function, and keep it in this process for call_kept()."""
+    global kept
+    kept = make(*arguments)
+
+
+def call_kept() -> None:
+    kept()
 
 
 def end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, and our own model in llama.cpp.
+"""What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, our own model in llama.cpp, and the matrix products alone.
 
 A function that ends in _steps returns a function that makes `count` training steps as the peer's own code makes them.
 What a peer computes is decorated with default_products(). Peers that are not installed raise ImportError.
@@ -17,12 +17,13 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from corpus.tokenizer import EOS
 from llm import LLM
 from publishing.gguf_file import BLOCK, gguf_file
 from publishing.qwen3 import qwen3_config, qwen3_tensors
-from support.device import choose_device
+from support.device import choose_device, keep_freed_memory
 
 
 class GenerationPeer(NamedTuple):
@@ -43,6 +44,28 @@ def default_products():
         yield
     finally:
         torch.set_float32_matmul_precision(chosen)
+
+
+def product_steps(args: Namespace, precision: str, count: int) -> Callable[[], None]:
+    """The matrix products of our training steps and nothing else: each forward, and backward for both its factors."""
+    device, dtype = choose_device(precision)
+    keep_freed_memory()
+    model = LLM(args.vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len)
+    rows, T = args.batch_size * args.max_seq_len, args.max_seq_len
+    weights = [torch.randn(p.shape, device=device, dtype=dtype) for p in model.parameters() if p.dim() == 2]
+    inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for p in weights for size in p.shape}
+    q = torch.randn(args.batch_size * args.num_heads, T, args.d_model // args.num_heads, device=device, dtype=dtype)
+    scores = q @ q.transpose(-2, -1)
+
+    def steps():
+        for _ in range(count):
+            for w in weights:
+                x, y = inputs[w.shape[1]], inputs[w.shape[0]]
+                F.linear(x, w), y @ w, y.T @ x
+            for _ in range(3 * args.num_layers):  # queries with keys, and its two backward products; as many to mix the values
+                q @ q.transpose(-2, -1), scores @ q
+
+    return steps
 
 
 def gpt2_model(args: Namespace) -> torch.nn.Module:

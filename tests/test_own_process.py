@@ -1,15 +1,17 @@
 """Jobs in a process of their own: what they return, what they raise, and how they end."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from helpers import ROOT
 
 from support.cli import UserError
-from support.own_process import in_own_process
+from support.own_process import function_in_own_process, in_own_process
 
 PARENT = """
 import sys, time
@@ -32,6 +34,35 @@ def test_the_job_runs_elsewhere_and_its_result_comes_back():
 def test_what_the_job_raises_is_raised_here():
     with pytest.raises(ZeroDivisionError):
         in_own_process(divmod, 7, 0)
+
+
+def count_calls() -> Callable[[], None]:
+    """A function that prints its process and how often it was called, to the file that the environment names."""
+    calls = itertools.count(1)
+
+    def function():
+        with open(os.environ["CALLS"], "a") as file:
+            print(os.getpid(), next(calls), file=file)
+
+    return function
+
+
+def test_a_function_in_its_own_process_keeps_its_state_between_calls(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    with function_in_own_process(count_calls) as first, function_in_own_process(count_calls) as second:
+        first()
+        first()
+        second()
+    (first_pid, first_call), (again, second_call), (other_pid, third_call) = map(
+        str.split, (tmp_path / "calls").read_text().splitlines()
+    )
+    assert first_pid == again and len({first_pid, other_pid, str(os.getpid())}) == 3
+    assert (first_call, second_call, third_call) == ("1", "2", "1")
+
+
+def test_what_making_a_function_raises_is_raised_here():
+    with pytest.raises(ZeroDivisionError), function_in_own_process(divmod, 7, 0):
+        pass
 
 
 def test_a_job_that_is_killed_is_one_line():
