@@ -44,10 +44,10 @@ def make_optimizer(model: LLM, epochs: float, steps: int, args: Namespace) -> to
     """Adam with weight decay (arXiv:1711.05101). The embedding learns at embedding_rate times the rate of the rest."""
     embedding = [model.embedding.weight]
     rest = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
-    # A step takes away rate * decay of each weight: over a run (of 100 steps at least) more if the text is read several times
-    decay = args.weight_decay * epochs**0.5 / (args.learning_rate * max(100, steps))
+    # At the peak rate, the shares of a weight that a run takes away add up to weight_decay * sqrt(epochs); less below 100 steps
+    weight_decay = args.weight_decay * epochs**0.5 / (args.learning_rate * max(100, steps))
     factors = ((embedding, args.embedding_rate), (rest, 1.0))  # the embedding decays as slowly as the rest
-    groups = [{"params": params, "rate_factor": factor, "weight_decay": decay / factor} for params, factor in factors]
+    groups = [{"params": params, "rate_factor": factor, "weight_decay": weight_decay / factor} for params, factor in factors]
     return torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2), decoupled_weight_decay=True, fused=True)
 
 
