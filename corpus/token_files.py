@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import signal
 import tempfile
 import time
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from corpus.sentences import split_sentences
 from corpus.tokenizer import EOS, load_tokenizer, train_tokenizer
 from support.cli import UserError
-from support.own_process import end_with_parent
+from support.own_process import end_with_parent, own_processes
 
 PARALLEL_FROM = 2_000_000  # characters; for a shorter text starting processes costs more than it saves
 BATCH_CHARS = 500_000  # characters, about, in the articles that a process encodes at a time
@@ -195,10 +195,15 @@ def _encode_all(
             yield [encoder(article)], [len(article)]
         return
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core is parallel enough
-    with _interrupt_delayed():
-        pool = multiprocessing.Pool(initializer=_start_worker, initargs=(tokenizer.to_str(),))
-    with pool:
-        yield from pool.imap(_encode_batch, _batches(articles))
+    pending = deque()  # as many batches as keep all cores busy, so that a text of any length fits into memory
+    with own_processes(None, start=_start_worker, arguments=(tokenizer.to_str(),)) as pool:
+        for batch in _batches(articles):
+            with _interrupt_delayed():
+                pending.append(pool.submit(_encode_batch, batch))
+            if len(pending) > 2 * os.cpu_count():
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 @contextlib.contextmanager

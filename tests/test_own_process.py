@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 from helpers import ROOT
 
 from support.cli import UserError
-from support.own_process import function_in_own_process, in_own_process
+from support.own_process import function_in_own_process, in_own_process, own_processes
 
 PARENT = """
 import sys, time
@@ -65,9 +66,23 @@ def test_what_making_a_function_raises_is_raised_here():
         pass
 
 
+def killing_function() -> Callable[[], None]:
+    return lambda: signal.raise_signal(signal.SIGKILL)
+
+
 def test_a_job_that_is_killed_is_one_line():
     with pytest.raises(UserError, match="killed, perhaps for want of memory"):
         in_own_process(signal.raise_signal, signal.SIGKILL)
+    with pytest.raises(UserError, match="killed"), function_in_own_process(killing_function) as function:
+        function()
+
+
+@pytest.mark.parametrize("finished", [0, 5])
+def test_one_of_several_processes_that_is_killed_is_one_line(finished):
+    with pytest.raises(UserError, match="killed"), own_processes(2) as pool:
+        assert [job.result() for job in [pool.submit(divmod, 7, 3) for _ in range(finished)]] == [(2, 1)] * finished
+        jobs = [pool.submit(signal.raise_signal, signal.SIGKILL), pool.submit(time.sleep, 0.1)]
+        assert [job.result() for job in jobs] is None  # not reached
 
 
 def test_the_job_ends_with_a_parent_that_is_killed():
