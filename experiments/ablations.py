@@ -154,7 +154,7 @@ def main() -> None:
     losses, outcomes = train_all(recipes, seeds, tokens, args, folder)
     if math.isinf(outcomes[WHOLE].mean):
         raise UserError(f"{WHOLE} diverges: try a smaller --learning_rate")
-    corpus = load_corpus(folder, **text_settings(args))
+    corpus, _ = load_corpus(folder, **text_settings(args))
     figures = measure_all(outcomes, lambda name, run: measure(run, recipes[name], corpus, pairs, args))
 
     title = f"One part left out, after {tokens:,} tokens: mean of {seeds} seeds, 95% interval"

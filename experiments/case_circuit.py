@@ -98,10 +98,10 @@ def find_circuit(model: LLM, tokenizer: Tokenizer, args: Namespace) -> dict:
     pairs = [pair for pair in find_pairs(targets, tokenizer) if len(pair.clean) <= model.max_seq_len]
     pairs.sort(key=lambda pair: len(pair.clean))  # equal lengths in one batch need little padding
     words = [word for word in find_words(targets, tokenizer) if len(word.ids) <= model.max_seq_len]
-    gendered = sum(bool(word.gender) for word in words)  # the probes of case and number have at least as many
+    gendered = len({word.lemma for word in words if word.gender})  # the probes of case and number have at least as many
     if len(pairs) < 2 or gendered < 2:
         raise UserError(
-            f"the held-out text gives {len(pairs)} pairs and {gendered} words with a known gender: "
+            f"the held-out text gives {len(pairs)} pairs and {gendered} lemmas with a known gender: "
             "train on a longer text"
         )
     result, single = measure_circuit(model, pairs, roles)

@@ -1,6 +1,6 @@
 """Compares recipes at equal tokens: runs train.py for each recipe and seed.
 
-A recipe is a dict of hyperparameters that differ from params.py. The loss after a number of tokens does not depend on how busy
+A recipe is a dict of the hyperparameters in which it differs from the others. The loss after a number of tokens does not depend on how busy
 the machine is; seconds do, so speeds are bench.py's business. A run that is done is kept and not repeated, and one that was
 interrupted goes on from its last checkpoint, if it has one. The same command started twice shares the runs out: each process
 trains what the other is not training.
@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -82,10 +83,9 @@ def read_flags(parser: ArgumentParser, tokens: int, seeds: int, recipe: dict) ->
 
 
 @functools.cache
-def load_corpus(folder: Path, **settings) -> Corpus:
-    """The text of text_settings(), read once by each process. train() copies its tokens from folder / "cache"."""
-    corpus, _ = load_text(Namespace(out_dir=str(folder), **settings))
-    return corpus
+def load_corpus(folder: Path, **settings) -> tuple[Corpus, str]:
+    """What load_text() gives for text_settings(), read once by each process. train() copies its tokens from folder / "cache"."""
+    return load_text(Namespace(out_dir=str(folder), **settings))
 
 
 def compare(
@@ -106,7 +106,7 @@ def compare(
             name, seed = runs.pop(0)
             bar.set_postfix_str(f"{name}, seed {seed}, left {time_left}")
             shared = vars(args) | {"tokens": tokens} | recipes[name] | {"seed": seed}
-            corpus = load_corpus(folder, **text_settings(Namespace(**shared)))
+            corpus, shared["dataset"] = load_corpus(folder, **text_settings(Namespace(**shared)))  # all runs read the same
             flags = {key: value for key, value in shared.items() if key not in NOT_SHAPING}
             run_tokens = flags.pop("tokens")
             flags["epochs"] = run_tokens / len(corpus.train)
@@ -157,7 +157,12 @@ def train(out_dir: Path, flags: dict) -> Path:
         if cache.exists() and not (out_dir / "cache").exists():
             shutil.copytree(cache, out_dir / "cache", ignore=shutil.ignore_patterns("making-*"))
     command = [sys.executable, ROOT / "train.py", "--out_dir", out_dir, *(f"--{name}={value}" for name, value in flags.items())]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
+    # Ctrl-C reaches train.py, too, which ends early and saves. By itself subprocess.run would kill it a moment later
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     if done.returncode in (130, -2) or "ended early" in done.stdout:
         raise KeyboardInterrupt
     if done.returncode < 0:

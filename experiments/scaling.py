@@ -112,7 +112,7 @@ def main() -> None:
     args, tokens, seeds = read_flags(make_parser(__doc__), 3_200_000, 1, RECIPE)
     out_dir = Path(args.out_dir)
     folder = out_dir / "scaling"  # of the runs
-    corpus = load_corpus(folder, **text_settings(args))
+    corpus, _ = load_corpus(folder, **text_settings(args))
     text_tokens = len(corpus.train)
     if tokens > text_tokens:  # the law is about tokens that are read once
         raise UserError(f"the text has {text_tokens:,} tokens: use a longer one or --tokens {text_tokens}")

@@ -1,1 +1,1 @@
-"""Shows how a trained model works: traces, measurements on held-out text, attention maps, the interactive page."""
+"""Shows how a trained model works: traces, measurements, attention maps, the interactive page, patching, probes, steering."""

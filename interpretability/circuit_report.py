@@ -44,7 +44,7 @@ def best_steering(steering: dict[str, list[dict]]) -> tuple[str, list[dict]]:
 
 
 def cell(ratio: dict[str, float]) -> str:
-    """A share with its interval, which a single pair does not have."""
+    """A share with its interval, left out where it has no width: of a single pair, or where all agree."""
     if ratio["low"] == ratio["high"]:
         return f"{ratio['share']:6.1%}"
     return f"{ratio['share']:6.1%} ({ratio['low']:.1%} to {ratio['high']:.1%})"

@@ -8,7 +8,7 @@ Shapes in the comments: N pairs, B windows of T tokens, D = d_model.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,11 +23,6 @@ from llm import LLM
 STRENGTHS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # times the mean difference of the two cases
 LEAST_PAIRS = 15  # of two cases, to take the difference from and to turn
 MOST_PAIRS = 60  # to turn, of two cases; of more an even sample
-
-
-def add(vector: Tensor) -> Callable[[Tensor], Tensor]:
-    """A change for patching.changed(): the vector (D,) is added at every position."""
-    return lambda output: output + vector
 
 
 def both_ways(pairs: Sequence[Pair]) -> list[Pair]:
@@ -79,14 +74,6 @@ def right_ones(model: LLM, pairs: list[Pair]) -> list[Pair]:
     return kept[:: max(1, math.ceil(len(kept) / MOST_PAIRS))]
 
 
-@torch.no_grad()
-def turned(model: LLM, pairs: list[Pair], part: Part, vector: Tensor) -> np.ndarray:
-    """Whether, with the vector, the model prefers the corrupt ending on each pair's clean sentence: (N,)."""
-    with changed(model, part, add(vector)):
-        found = [scores(model, batch.clean_ids, batch) < 0 for batch in pair_batches(pairs)]
-    return torch.cat(found).numpy()
-
-
 def choose_pairs(model: LLM, pairs: list[Pair]) -> list[tuple[list[Pair], list[Pair]]]:
     """For every two cases with enough pairs: those to take the difference from, and those to turn, of other lemmas."""
     train, test = halves(both_ways(pairs))
@@ -126,14 +113,13 @@ def steer_after(
     for strength in tqdm(STRENGTHS, f"steering after layer {part.layer}", dynamic_ncols=True, leave=False):
         row = {"strength": strength}
         for name in ("steered", "random"):
-            all_turned = np.concatenate(
-                [turned(model, asked, part, strength * vectors[name]) for asked, vectors in jobs]
-            )
-            costs = []
-            for _, vectors in jobs:
-                with changed(model, part, add(strength * vectors[name])):
+            turned, costs = [], []
+            for asked, vectors in jobs:
+                with changed(model, part, lambda output: output + strength * vectors[name]):  # at every position
+                    turned += [scores(model, batch.clean_ids, batch) < 0 for batch in pair_batches(asked)]
                     costs.append(window_losses(model, windows).mean().item() - base)
-            row[name] = ratio(all_turned, np.ones(len(all_turned)))
+            turned = torch.cat(turned).numpy()
+            row[name] = ratio(turned, np.ones(len(turned)))
             row[f"{name}_cost"] = float(np.mean(costs))
         rows.append(row)
     return rows

@@ -18,5 +18,5 @@ def test_words_without_a_gender_are_too_few(monkeypatch):
     monkeypatch.setattr(case_circuit, "decode_sentences", lambda *_: [])
     monkeypatch.setattr(case_circuit, "find_pairs", lambda *_: pairs)
     monkeypatch.setattr(case_circuit, "find_words", lambda *_: words)
-    with pytest.raises(UserError, match="2 pairs and 0 words with a known gender: train on a longer text"):
+    with pytest.raises(UserError, match="2 pairs and 0 lemmas with a known gender: train on a longer text"):
         case_circuit.find_circuit(Namespace(max_seq_len=8), None, Namespace())

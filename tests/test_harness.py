@@ -1,8 +1,12 @@
 """experiments/harness.py: recipes side by side, each run once."""
 
 import math
+import os
 import re
+import signal
 import subprocess
+import sys
+import time
 from argparse import Namespace
 
 import pytest
@@ -68,6 +72,39 @@ def test_a_run_that_fails_says_why(tmp_path, monkeypatch, code, err, message):
     assert not (tmp_path / "run" / "finished").exists()
 
 
+SLOW_TO_END = """
+import pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(1)
+    pathlib.Path("saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGINT, save)
+pathlib.Path("begun").touch()
+time.sleep(60)
+"""
+RUN_IT = """
+import pathlib
+from experiments import harness
+
+harness.ROOT = pathlib.Path()
+harness.train(pathlib.Path("run"), {})
+"""
+
+
+def test_ctrl_c_leaves_the_run_time_to_save(tmp_path):
+    (tmp_path / "train.py").write_text(SLOW_TO_END)
+    env = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", RUN_IT], cwd=tmp_path, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: both processes receive it
+    assert b"KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert (tmp_path / "saved").exists() and not (tmp_path / "run" / "finished").exists()
+
+
 def test_a_recipe_stands_unless_the_command_line_says_otherwise(monkeypatch):
     monkeypatch.setattr("sys.argv", ["recipes", "--tokens", "7", "--dropout", "0.1"])
     args, tokens, seeds = read_flags(make_parser(""), 5, 2, {"dropout": 0.5, "snapshots": 0})
@@ -95,6 +132,7 @@ def test_runs_of_recipes_keep_no_snapshots(tmp_path, monkeypatch):
 
 def test_a_text_is_read_once(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr(harness, "load_text", lambda args: (read.append(args) or f"text {len(read)}", ""))
-    assert [load_corpus(tmp_path, vocab_size=size) for size in (300, 300, 400, 300)] == ["text 1", "text 1", "text 2", "text 1"]
+    monkeypatch.setattr(harness, "load_text", lambda args: (read.append(args) or f"text {len(read)}", "name"))
+    texts = [load_corpus(tmp_path, vocab_size=size) for size in (300, 300, 400, 300)]
+    assert texts == [(name, "name") for name in ("text 1", "text 1", "text 2", "text 1")]
     assert [args.out_dir for args in read] == [str(tmp_path)] * 2
