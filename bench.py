@@ -49,7 +49,7 @@ STEPS = 10  # training steps in a round
 # Runs a job in a new Python, so that its memory is its own and what another job compiled is gone
 alone = functools.partial(in_own_process, start_method="spawn")
 
-synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+synchronize = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
 
 
 def median_of_turns(sides: dict) -> dict[str, float]:
@@ -118,9 +118,8 @@ def flops_per_token(model: LLM) -> int:
     return 6 * weights + 12 * model.num_layers * model.max_seq_len * model.d_model
 
 
-def our_steps(args, compiled=True, count=None, precision="auto", **changed):
-    """A function that makes `count` steps of train.py on random tokens, STEPS if none is told."""
-    count = count or STEPS
+def our_steps(args, compiled=True, count=STEPS, precision="auto", **changed):
+    """A function that makes `count` steps of train.py on random tokens."""
     device, dtype = choose_device(precision)
     batch_size = changed.pop("batch_size", args.batch_size)
     model = new_model(args, **changed)

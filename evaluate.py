@@ -59,9 +59,7 @@ def column_of(args: Namespace, model: LLM) -> str:
     """The column of --text: as given, or else as that of the training text."""
     if args.column is not None:
         return args.column
-    settings = model.trained_on.get("settings", {})
-    if "text_column" in args.given:
-        return args.text_column
+    settings = {} if "text_column" in args.given else model.trained_on.get("settings", {})
     return settings.get("text_column", args.text_column)
 
 

@@ -108,8 +108,8 @@ def load_files(path: Path, column: str) -> Articles:
         what = f"files of several formats: {', '.join(sorted(formats))}" if len(formats) > 1 else "no text file"
         raise UserError(f"{path}: {what}; what can be read is {', '.join(FORMATS)}, also with .xz or .gz behind")
     if formats == {".txt"}:
-        wrapped = [file for file in files if is_hard_wrapped(file)]
-        for file in wrapped:
+        wrapped = {file for file in files if is_hard_wrapped(file)}
+        for file in sorted(wrapped):
             print(f"  {file}: most lines end in mid-sentence, so articles end at blank lines, not at every line")
         return Articles(lambda: chain.from_iterable(read_txt(file, file in wrapped) for file in files))
     return Articles(lambda: chain.from_iterable(read_column(file, column) for file in files))

@@ -1,6 +1,6 @@
 """The tokenizer: byte-level BPE, trained on the text, with an <EOS> token after every sentence.
 
-encode() turns text into token ids for everything that trains, generates or evaluates.
+encode() turns text into token ids; token_files.Encoder does the same for millions of characters.
 """
 
 import hashlib
@@ -125,16 +125,11 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[str, list[int]]:
     return prompt, [tokenizer.token_to_id(EOS), *ids]
 
 
-def split_ids(ids: Iterable[int], eos: int) -> list[list[int]]:
-    """Token ids cut after each <EOS>: one list a sentence, at least one list."""
-    sentences = [[]]
+def decode_sentences(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """The sentences of a sequence of token ids, as text: it is cut after each <EOS>. At least one, perhaps empty."""
+    eos, sentences = tokenizer.token_to_id(EOS), [[]]
     for token in ids:
         sentences[-1].append(token)
         if token == eos:
             sentences.append([])
-    return sentences if sentences[-1] or len(sentences) == 1 else sentences[:-1]
-
-
-def decode_sentences(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """The sentences of a sequence of token ids, as text."""
-    return tokenizer.decode_batch(split_ids(ids, tokenizer.token_to_id(EOS)))
+    return tokenizer.decode_batch(sentences if sentences[-1] or len(sentences) == 1 else sentences[:-1])

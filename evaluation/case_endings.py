@@ -177,7 +177,7 @@ def evaluate_cases(scorer: Scorer, sentences: list[str]) -> dict:
     if len(targets) > MAX_TARGETS:
         targets = targets[:: math.ceil(len(targets) / MAX_TARGETS)]
     texts = [with_form(target, form) for target in targets for form in target.forms]
-    scores = scorer.sentence_logprobs(texts, "case endings")
+    scores = [-losses.sum() for losses in scorer.sentence_losses(texts, "case endings")]
 
     confusion, right = np.zeros((len(CASES), len(CASES))), []
     first = 0  # number of the target's first form in scores

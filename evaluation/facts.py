@@ -4,17 +4,17 @@ Each fact is asked by its prompt, and by its paraphrase if it has one. Where the
 word for word, a right answer may be recited; the paraphrase asks what the model knows.
 """
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean as mean
 from typing import NamedTuple
 
 import numpy as np
 
-from corpus.sources import clean, open_text
+from corpus.sources import clean, read_jsonl
 from corpus.tokenizer import encode_prompt
 from evaluation.scoring import WORD_END, Scorer
 from evaluation.words import WORD, lemma, morphology
@@ -35,22 +35,14 @@ class Fact(NamedTuple):
 
 def load_facts(path: Path) -> list[Fact]:
     """The facts of a .jsonl file. Raises UserError if it cannot be read, or a line is not a fact."""
-    facts = []
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.isspace():
-                facts.append(parse_fact(line, f"{path}, line {number}"))
+    facts = [parse_fact(record, f"{path}, fact {number}") for number, record in enumerate(read_jsonl(path), 1)]
     if not facts:
         raise UserError(f"{path} holds no facts (--facts)")
     return facts
 
 
-def parse_fact(line: str, place: str) -> Fact:
-    """The fact of a line. Raises UserError, naming the place, if it is none."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        record = None
+def parse_fact(record: object, place: str) -> Fact:
+    """The record as a fact. Raises UserError, naming the place, if it is none."""
     values = {}
     for name in Fact._fields:
         value = record.get(name) if isinstance(record, dict) else None
@@ -117,9 +109,6 @@ def summary(rows: list[dict]) -> dict[str, int | float]:
     """
     if not rows:
         return {"count": 0}
-
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
 
     figures = {
         "count": len(rows),

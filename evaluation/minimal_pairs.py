@@ -1,13 +1,12 @@
 """Minimal pairs: two sentences that differ in one place, one grammatical and one not. Which is likelier?"""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from corpus.sources import clean, datasets_package, read_csv
+from corpus.sources import clean, datasets_package, is_hub_name, read_csv
 from evaluation.scoring import Scorer, share, shares
 from support.cli import UserError
 
@@ -28,7 +27,7 @@ def load_pairs(name: str) -> list[Pair]:
     path = Path(name).expanduser()
     if path.is_file():
         pairs = [pair_of(row, "", name) for row in read_csv(path)]
-    elif re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) and path.suffix != ".csv":
+    elif is_hub_name(name):
         pairs = [pair_of(row, config, name) for config, row in rows_from_hub(name)]
     else:
         raise UserError(f"{name}: no such file (and a data set of the hub is called owner/name)")

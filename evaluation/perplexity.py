@@ -20,8 +20,7 @@ def evaluate_text(scorer: Scorer, ids: list[int], text: str, train: np.ndarray) 
     """
     num_chars, num_bytes, window = len(text), len(text.encode()), scorer.model.max_seq_len
     sequence = np.array([scorer.eos, *ids])
-    half = max(1, window // 2)
-    sliding = scorer.token_losses([sequence], [1], "perplexity, sliding", stride=half)[0]
+    sliding = scorer.token_losses([sequence], [1], "perplexity, sliding")[0]
     fixed = scorer.token_losses([sequence], [1], "perplexity, fixed", stride=window)[0]
     unigram, bigram = count_model_losses(train, sequence, scorer.model.vocab_size)
 

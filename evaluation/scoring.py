@@ -1,6 +1,6 @@
 """Scores texts by the log-probabilities that the model gives to their tokens, many texts at once.
 
-The other files in this folder stand on Scorer. share() and shares() count right answers, with 95% intervals.
+What is measured with the model stands on Scorer. share() and shares() count right answers, with 95% intervals.
 """
 
 import functools
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
         return self.last - self.begin
 
 
-def plan_readings(length: int, start: int, window: int, stride: int, sequence: int = 0) -> Iterator[Reading]:
+def plan_readings(length: int, start: int, window: int, stride: int, sequence: int) -> Iterator[Reading]:
     """The readings that score each of the tokens start to length - 1 of a sequence once.
 
     The model reads `window` tokens at most. Each scored token has at least window - stride tokens before it, or all
@@ -128,10 +128,6 @@ class Scorer:
         """
         sequences = [[self.eos, *encode(self.tokenizer, sentence.strip() + " ")] for sentence in sentences]
         return self.token_losses(sequences, [1] * len(sequences), title)
-
-    def sentence_logprobs(self, sentences: Iterable[str], title: str) -> np.ndarray:
-        """log p of each sentence, <EOS> included: float64 (N,)."""
-        return np.array([-losses.sum() for losses in self.sentence_losses(sentences, title)])
 
     def generate(
         self, prompts: list[list[int]], length: int, temperature: float, generator: torch.Generator | None = None

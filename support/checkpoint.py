@@ -29,7 +29,7 @@ PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "che
 SNAPSHOTS = "snapshots"
 MADE_FROM_A_MODEL = [TOKENIZER, LOG, SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png", "case_circuit.json"]
 MADE_FROM_A_MODEL += ["case_circuit.png", "case_circuit_pair.json", "case_circuit_pair.png", "evaluation.json"]
-MADE_FROM_A_MODEL += ["evaluation.png", "visualization.html", "attention.png", "huggingface"]
+MADE_FROM_A_MODEL += ["evaluation.png", "visualization.html", "huggingface"]
 # Hyperparameters that may differ when a run goes on: where things are, what is measured and when, and how products are
 # rounded (precision, compile). All others shape the result.
 MAY_CHANGE_ON_RESUME = (
@@ -87,11 +87,9 @@ def load_weights(path: Path | str) -> LLM:
 def load_model(folder: Path) -> LLM:
     """The trained model in a folder. Raises UserError if there is none, or none that can be read."""
     try:
-        return load_weights(folder / PARAMETERS)
+        return load_snapshot(folder / PARAMETERS)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: train a model first with  python train.py") from error
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def snapshot_paths(folder: Path) -> list[tuple[int, Path]]:
@@ -101,7 +99,7 @@ def snapshot_paths(folder: Path) -> list[tuple[int, Path]]:
 
 
 def load_snapshot(path: Path) -> LLM:
-    """The model of a snapshot, in float32 and evaluation mode on the CPU. Raises UserError if the file is none."""
+    """The model of a file of weights, such as a snapshot, in float32 and evaluation mode on the CPU. Raises UserError if the file is none."""
     try:
         return load_weights(path)
     except ValueError as error:
@@ -161,7 +159,8 @@ def keep_previous_model(folder: Path) -> None:
     """
     moving, previous, old = (folder / name for name in ("previous.moving", "previous", "previous.old"))
     if not holds_finished_model(folder) and not moving.exists():
-        shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)
+        for _, path in snapshot_paths(folder):
+            path.unlink()
         return
     moving.mkdir(exist_ok=True)
     for name in (PARAMETERS, *MADE_FROM_A_MODEL):
@@ -183,10 +182,10 @@ def holds_finished_model(folder: Path) -> bool:
     if not (folder / PARAMETERS).exists():
         return False
     try:
-        return load_weights(folder / PARAMETERS).trained_on["finished"]
+        return read_torch_file(folder / PARAMETERS)["_extra_state"]["finished"]
     except KeyError:
         return not (folder / CHECKPOINT).exists()
-    except ValueError:
+    except Exception:  # whatever a file that is none, or a damaged one, makes of it
         return True
 
 

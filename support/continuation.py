@@ -1,4 +1,4 @@
-"""A prompt continued by the model, as one string: for the samples that train.py prints."""
+"""A prompt continued by the model, as one string: for the samples that train.py prints and keeps."""
 
 import itertools
 

@@ -135,9 +135,9 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(folder, tmp_path, 
         patch.setattr(evaluate, "load_text_of", too_early)
         for arguments, message in [
             (["--out_dir", tmp_path], "train.py"),
-            (["--facts", tmp_path / "facts.jsonl"], "line 1: no JSON object with relation"),
+            (["--facts", tmp_path / "facts.jsonl"], "fact 1: no JSON object with relation"),
             (["--facts", tmp_path / "none.jsonl"], "No such file"),
-            (["--text", text, "--facts", tmp_path / "facts.jsonl"], "line 1: no JSON object with relation"),
+            (["--text", text, "--facts", tmp_path / "facts.jsonl"], "fact 1: no JSON object with relation"),
             (["--pairs", tmp_path / "none.csv"], "no such file"),
             (["--pairs", tmp_path / "cp1251.csv"], "iconv -f CP1251"),
             (["--text", tmp_path / "none.txt"], "no such file"),

@@ -213,15 +213,15 @@ def test_facts_are_read(tmp_path):
     assert load_facts(write_lines(path, messy)) == [Fact("столица", "Ереван й", "Париж")]
 
 
-def test_what_is_no_fact_is_named_with_its_line(tmp_path):
+def test_what_is_no_fact_is_named_with_its_place(tmp_path):
     path, record = tmp_path / "facts.jsonl", {"relation": "столица", "prompt": "Столица Франции", "answer": "Париж"}
     bad = [{}, [], 3, None, "текст", {"relation": "столица"}, record | {"answer": ""}, record | {"answer": "\u200b"}]
     bad += [record | {"answer": ["Париж"]}, record | {"prompt": None}, record | {"paraphrase": {}}]
     for each in bad:
-        with pytest.raises(UserError, match=r"facts\.jsonl, line 3: no JSON object with relation"):
+        with pytest.raises(UserError, match=r"facts\.jsonl, fact 3: no JSON object with relation"):
             load_facts(write_lines(path, record, record, each))
     path.write_text('{"relation": "столица"\n', encoding="utf-8")
-    with pytest.raises(UserError, match="line 1: no JSON object"):
+    with pytest.raises(UserError, match="line 1 cannot be read"):
         load_facts(path)
     for empty in ("", "\n\n"):
         path.write_text(empty)

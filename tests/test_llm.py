@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from llm import LLM, Cache, RMSNorm, attention, fused_attention, rotary_tables, rotate, sample
+from llm import LLM, Cache, RMSNorm, attention, rotary_tables, rotate, sample
 from support.numpy_decoder import fastest_step, numpy_step
 
 VOCAB = 50
@@ -112,15 +113,26 @@ def test_rotated_products_depend_on_distance_alone():
 
 
 @pytest.mark.parametrize("T, S", [(1, 1), (7, 7), (1, 7), (3, 7), (300, 300)])
-def test_written_out_and_fused_attention_are_equal(T, S):
+def test_attention_is_that_of_pytorch(T, S):
     q, k, v = torch.randn(2, 3, T, 8), torch.randn(2, 3, S, 8), torch.randn(2, 3, S, 8)
     mixed, weights = attention(q, k, v)
-    assert torch.allclose(mixed, fused_attention(q, k, v), atol=1e-5)
+    past = torch.ones(T, S, dtype=torch.bool).tril(S - T)
+    assert torch.allclose(mixed, F.scaled_dot_product_attention(q, k, v, attn_mask=past), atol=1e-5)
     assert torch.allclose(weights.sum(-1), torch.ones(2, 3, T), atol=1e-5)
     assert not weights.triu(S - T + 1).any()  # nothing from the future
     if T == S == 7:
         one_head = attended(*(x[0, 0].double().tolist() for x in (q, k, v)))
         assert torch.allclose(mixed[0, 0].double(), torch.tensor(one_head, dtype=torch.float64), atol=1e-5)
+
+
+def test_a_long_window_read_in_pieces_is_the_same():
+    model, ids = LLM(VOCAB, d_model=12, num_heads=2, num_layers=2, max_seq_len=400).eval(), tokens(2, 400)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        cache = Cache(model, 2)
+        pieces = [model(piece, cache) for piece in ids.split([300, 60, 1, 39], dim=1)]
+        assert torch.allclose(torch.cat(pieces, dim=1), model(ids), atol=1e-4)
 
 
 def test_a_change_moves_no_logit_before_it():

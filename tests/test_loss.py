@@ -44,7 +44,7 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits():
 def test_attention_is_written_out_on_a_cpu_and_fused_in_long_windows(monkeypatch):
     used = []
     monkeypatch.setattr(llm, "attention", lambda q, k, v: used.append("written out") or (torch.zeros_like(q), None))
-    monkeypatch.setattr(llm, "fused_attention", lambda q, k, v: used.append("fused") or torch.zeros_like(q))
+    monkeypatch.setattr(llm.F, "scaled_dot_product_attention", lambda q, k, v, is_causal: used.append("fused") or torch.zeros_like(q))
     model = LLM(vocab_size=50, d_model=16, num_heads=2, num_layers=2, max_seq_len=300)
     for length in (5, 300):
         ids = torch.arange(length)[None] % model.vocab_size
