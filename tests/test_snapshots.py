@@ -117,6 +117,39 @@ def test_an_unfinished_run_finds_its_own_again_after_another_has_finished(whole,
     assert len(contents(folder / "previous")) == 3 and not list(folder.glob("checkpoint-*"))
 
 
+OTHER_MODEL = """
+import torch
+import llm
+
+class LLM(llm.LLM):
+    def __init__(self, *sizes, **more):
+        super().__init__(*sizes, **more)
+        self.unused = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+"""
+
+
+def test_a_run_of_a_model_with_a_parameter_that_does_not_learn_goes_on_and_displaces_nothing(whole, monkeypatch):
+    folder, model = whole.parent / "other_model", whole.parent / "other_model.py"
+    model.write_text(OTHER_MODEL)
+    train(folder)
+    finished = (folder / "parameters.pt2").read_bytes()
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        train(folder, "--model", model)
+    train(folder, "--seed", 1)
+    assert (folder / "previous" / "parameters.pt2").read_bytes() == finished
+    assert "goes on" in train(folder, "--model", model).out
+    assert "unused" in torch.load(folder / "parameters.pt2", weights_only=True)
+
+
+def test_files_of_others_in_its_folder_stay(whole):
+    folder = whole.parent / "shared"
+    (folder / "snapshots").mkdir(parents=True)
+    (folder / "snapshots" / "holiday.jpg").touch()
+    train(folder)
+    assert (folder / "snapshots" / "holiday.jpg").exists() and contents(folder).keys() == contents(whole).keys()
+
+
 def test_weights_that_float16_does_not_hold_are_not_written(tmp_path):
     for value in (float("nan"), float("inf"), 1e6):
         model = LLM(300, 16, 2, 1, 16)
