@@ -192,6 +192,17 @@ def test_arrow_keys_choose_tokens(page):
     assert page.execute_script(script) == [0 if at == last - 2 else -1 for at in range(last + 1)]
 
 
+def test_a_click_on_the_map_chooses_the_row_and_leaves_the_weight_to_read(page):
+    type_text(page, "Волга впадает в")
+    script = """const map = document.querySelector('#attention .large canvas');
+        const { left, top, width, height } = map.getBoundingClientRect(), T = state.ids.length;
+        const at = { clientX: left + (0.5 * width) / T, clientY: top + (2.5 * height) / T, bubbles: true };
+        map.dispatchEvent(new MouseEvent('click', at));
+        return [state.at, document.querySelector('#attention .note').textContent]"""
+    at, note = page.execute_script(script)
+    assert at == 2 and "attends to <EOS>: " in note and note.endswith("%")
+
+
 def test_the_chosen_card_stays_in_sight(page):
     type_text(page, "Волга впадает в Каспийское море, а Нева — в Балтийское. " * 3)
     script = """document.querySelector('#tokens .box').scrollTop = 40;

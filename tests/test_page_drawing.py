@@ -98,6 +98,30 @@ def test_pointing_at_a_part_says_what_it_is(page, name, words):
     click(page, name)
 
 
+def test_on_a_touch_screen_the_first_tap_points_and_the_second_goes_to_the_section(page):
+    script = """const scroll = Element.prototype.scrollIntoView, gone = [];
+        Element.prototype.scrollIntoView = function () { gone.push(this.id); };
+        const after = ["mlp-1", "mlp-0", "mlp-0"].map((name) => {
+          const part = document.querySelector(`#drawing [data-part="${name}"]`);
+          part.dispatchEvent(new PointerEvent("pointerdown", { bubbles: true, pointerType: "touch" }));
+          part.dispatchEvent(new MouseEvent("click", { bubbles: true })); // without a pointer's type, as in Safari
+          return gone.length;
+        });
+        Element.prototype.scrollIntoView = scroll;
+        pointer_type = tapped = null;
+        return [after, gone]"""
+    assert page.execute_script(script) == [[0, 0, 1], ["mlp"]]
+
+
+def test_a_part_that_is_off_says_so(page):
+    for name, place in (("head-0-1", "0, 1"), ("mlp-1", "1, H")):
+        whole = part(page, name).get_attribute("aria-label")
+        page.execute_script(f"toggle({place})")
+        assert part(page, name).get_attribute("aria-label") == f"{whole}, switched off"
+        page.execute_script(f"toggle({place})")
+        assert part(page, name).get_attribute("aria-label") == whole
+
+
 def test_a_part_that_is_deleted_is_no_longer_pointed_at(page, tokenizer):
     point_at(page, f"token-{len(ids_of(tokenizer)) - 1}")
     type_text(page, "Волга")

@@ -143,8 +143,8 @@ function slab_of(n) {
 /** A line for each token, from the bottom up through all layers: its own residual stream. */
 function columns() {
   const { at, positions, column_of } = shown;
-  return positions.map((s, i) => {
-    const x = s < 0 ? 12 + shown.spacing * i : column_of(s);
+  return positions.map((s) => {
+    const x = column_of(s);
     const state_class = s < 0 ? "gap" : s === state.at ? "chosen" : s > state.at ? "later" : "";
     return svg("line", { x1: x, x2: x, y1: TOP + 24, y2: at.tokens_top, class: `column ${state_class}` });
   });
@@ -245,8 +245,9 @@ function mlp_part(n) {
 
 function mark_part(group, is_chosen, is_off) {
   if (is_chosen) group.classList.add("selected");
-  if (is_off) group.classList.add("off");
-  group.setAttribute("aria-pressed", String(!is_off));
+  if (!is_off) return;
+  group.classList.add("off");
+  group.setAttribute("aria-label", `${group.getAttribute("aria-label")}, switched off`);
 }
 
 /** What the model would predict if it ended after n layers: the likeliest token, and more where there is room. */
@@ -312,7 +313,7 @@ function token_parts_of() {
   const slanting = labels_of(LABEL_LETTERS).some((label) => 7.4 * label.length + 8 > spacing);
   const labels = labels_of(slanting ? 9 : LABEL_LETTERS);
   return positions.map((s, i) => {
-    const x = s < 0 ? 12 + spacing * i : column_of(s);
+    const x = column_of(s);
     if (s < 0) return words(x, at.tokens_top + 16, "…", { "text-anchor": "middle" });
     const label = labels[i];
     const place = slanting

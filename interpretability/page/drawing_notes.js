@@ -193,11 +193,13 @@ picture.addEventListener("pointerover", (event) => point_at(part_of(event)));
 picture.addEventListener("pointerleave", ({ pointerType }) => pointerType === "touch" || point_at(null));
 picture.addEventListener("focusin", (event) => point_at(part_of(event)));
 picture.addEventListener("focusout", () => point_at(null));
+let pointer_type; // of the last press; Safari does not always give it to a click
+picture.addEventListener("pointerdown", (event) => (pointer_type = event.pointerType));
 let tapped = null; // on a touch screen the first tap points at a part, and the second one goes to its section
 picture.addEventListener("click", (event) => {
   const name = part_of(event);
   if (!name) return;
-  const first_tap = event.pointerType === "touch" && tapped !== name;
+  const first_tap = pointer_type === "touch" && tapped !== name;
   tapped = name;
   if (event.target.closest(".power")) switch_part(name);
   else if (!first_tap) go_to_part(name);

@@ -83,8 +83,9 @@ function shade(value) {
   return `background:rgba(var(--${end}),${(0.5 * strength(value)).toFixed(3)})`;
 }
 
-function legend(low, high) {
-  const scale = el("span", { class: low === "0" ? "scale half" : "scale" });
+/** The scale of paint(); of shade() if it is pale. */
+function legend(low, high, pale = "") {
+  const scale = el("span", { class: `scale ${low === "0" ? "half" : ""} ${pale}` });
   return el("p", { class: "legend" }, low, scale, high);
 }
 
@@ -115,7 +116,8 @@ function paint(canvas, value) {
 /** Vectors as strips of colour, one below the other, with their names. strong: the value of the strongest colour. */
 function strips(vectors, names, strong, chosen = -1) {
   const style = `height:${1.4 * vectors.length}rem`;
-  const canvas = el("canvas", { width: vectors[0].length, height: vectors.length, style });
+  const name = `values as colours: ${names.join(", ")}`;
+  const canvas = el("canvas", { width: vectors[0].length, height: vectors.length, style, role: "img", "aria-label": name });
   const labels = names.map((name, y) => el("div", { class: y === chosen ? "chosen" : "" }, name));
   paint(canvas, (x, y) => vectors[y][x] / strong);
   return el("div", { class: "strips" }, el("div", {}, ...labels), canvas);

@@ -64,9 +64,11 @@ new ResizeObserver(([{ target }]) => {
 const field = document.getElementById("text");
 field.value = data.prompt;
 field.addEventListener("input", () => read(field.value));
-document.getElementById("strip").addEventListener("keydown", ({ key }) => {
-  if (key === "ArrowLeft") choose(state.at - 1);
-  if (key === "ArrowRight") choose(state.at + 1);
+document.getElementById("strip").addEventListener("keydown", (event) => {
+  const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (!move || event.altKey || event.ctrlKey || event.metaKey) return; // Alt and an arrow is the browser's
+  event.preventDefault(); // or the strip would scroll, too
+  choose(state.at + move);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw); // a canvas keeps its old colours
 draw_training();

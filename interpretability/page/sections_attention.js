@@ -68,25 +68,28 @@ function map_button(layer, head) {
 function large_map(layer, head) {
   const T = state.ids.length;
   const weight = weight_of(layer, head);
-  const note = el("p", { class: "note" }, "Move the mouse over the map to read a weight.");
+  const note = el("p", { class: "note" }, "Point at the map, or tap it, to read a weight.");
   const map = draw_map(layer, head);
   const cell = (event) => {
     const { left, top, width, height } = map.getBoundingClientRect();
     const index = (share) => Math.max(0, Math.min(T - 1, Math.floor(share * T)));
     return [index((event.clientX - left) / width), index((event.clientY - top) / height)];
   };
-  const describe = (event) => {
+  const description = (event) => {
     const [x, y] = cell(event);
-    note.textContent =
-      x > y
-        ? `${label_at(y)} cannot see ${label_at(x)}, which comes later`
-        : `${label_at(y)} attends to ${label_at(x)}: ${format_percent(weight(x, y))}`;
+    return x > y
+      ? `${label_at(y)} cannot see ${label_at(x)}, which comes later`
+      : `${label_at(y)} attends to ${label_at(x)}: ${format_percent(weight(x, y))}`;
   };
   const attributes = {
     "aria-label": "the map of the chosen head",
     role: "img",
-    onclick: (event) => choose(cell(event)[1]),
-    onmousemove: describe,
+    onclick: (event) => {
+      const text = description(event);
+      choose(cell(event)[1]); // it draws the map anew
+      document.querySelector("#attention .note").textContent = text;
+    },
+    onmousemove: (event) => (note.textContent = description(event)),
   };
   fill(map, attributes, []);
 
@@ -167,7 +170,7 @@ function dial(i, before, after, angle) {
 /** The row of the chosen token: from the products with the keys to the sum of the weighted values. */
 function draw_row(query, keys, values, weights) {
   const at = state.at;
-  const features = [0, 1, 2]; // of the values, as many as fit
+  const features = [0, 1, 2]; // of the values, the first three
   const lines = state.ids.map((_, s) => {
     const product = dot(query, keys[s]);
     const weight = weights[s] ?? 0; // 0 for later tokens

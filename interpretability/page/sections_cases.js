@@ -2,8 +2,6 @@
 // Section 8: which ending a word gets after each of two texts, and which heads and MLPs make the difference.
 // The map is activation patching, as interpretability/patching.py measures it over many pairs of texts.
 
-// 8. Case endings
-
 const cases_parts = add_section(
   "cases",
   "8. Case endings",
@@ -29,10 +27,10 @@ cases_parts.explanation.append(
 
 // What is in the fields; the endings are separated by spaces
 const compared = {
-  left: "Он пришёл в",
-  right: "Он пришёл к",
-  word: "чуж",
-  endings: "ой ом ому ого ую ая ие их им ими",
+  left: "Он вышел без",
+  right: "Он вышел к",
+  word: "стар",
+  endings: "ый ой ого ому ом ым ая ую ые ых",
 };
 const LEAST_DIFFERENCE = 0.01; // of the two scores; below it a share of the difference means nothing
 let cases_timer; // of the drawing after typing
@@ -165,7 +163,7 @@ function draw_patching(sides) {
       el(
         "div",
         {},
-        legend("−100%", "+100%"),
+        legend("−100%", "+100%", "pale"),
         box("recovered share", 0, table(lines, 0, ["", ...names, "MLP"])),
         el("p", {}, "Choose a head to see where it looks, here and in section 3. The shares need not sum to 100%, " +
           "since parts work together."),

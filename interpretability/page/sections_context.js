@@ -1,8 +1,6 @@
 "use strict";
 // Section 7: which earlier tokens a prediction uses, and what the heads do on average.
 
-// 7. How context is captured
-
 const context_parts = add_section(
   "context",
   "7. How context is captured",
@@ -23,7 +21,7 @@ function draw_context() {
   const shown = box("each token hidden", 9, el("div", { class: "tokens" }, ...chips));
   context_parts.hiding.replaceChildren(
     el("p", {}, `${tokenizer.label(next.id)} has ${format_percent(next.p)} after ${label_at(at)}.`),
-    legend("20 times less likely", "20 times likelier"), // e³ = 20.1
+    legend("20 times less likely", "20 times likelier", "pale"), // e³ = 20.1
     shown,
   );
   shown.scrollTop = shown.scrollHeight;

@@ -6,8 +6,8 @@
 const token_parts = add_section(
   "tokens",
   "1. Tokens",
-  "The model reads tokens, not letters. A token is a piece of text that is frequent in Russian: a short word " +
-    "is one token, a rare word is several. · is a space and ↵ a line break; <EOS> comes before the text and " +
+  "The model reads tokens, not letters. A token is a piece of text that is frequent in the training text: a frequent " +
+    "word is one token, a rare word is several. · is a space and ↵ a line break; <EOS> comes before the text and " +
     "ends each sentence. Below, the chosen word is built from its bytes: in each step, the pair of " +
     "neighbours that the tokenizer learned first is merged.",
   `text → ids (T,), each one of V = ${format_count(V)}; at most T = ${max_seq_len}`,

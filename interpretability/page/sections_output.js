@@ -8,13 +8,13 @@ const mlp_parts = add_section(
   "4. MLP",
   "After attention, the MLP works on each position alone. Each neuron compares the vector there with a " +
     "pattern. The better it matches, the more of the neuron's own vector is added. Below are the neurons " +
-    "most active for the chosen token, in the layer of the chosen head, each with the training text in which " +
-    "it is most active, at the token in bold. An activation far below 0 is as strong as one far above it.",
+    "most active for the chosen token, in the layer of the chosen head, each with the places in a sample of the " +
+    "training text where it is most active: at the token in bold. An activation far below 0 is as strong as one far above it.",
   `down(silu(gate(x)) · up(x)): (T, ${D}) → (T, ${hidden}) → (T, ${D})`,
   "neurons",
 );
 
-// For each neuron of each layer, its most active places in the training text, the most active first
+// For each neuron of each layer, its most active places in a sample of the training text, the most active first
 const [, neurons_per_layer, places_per_neuron, context_length] = data.neurons.shape; // layers come first
 const neuron_contexts = from_base64(data.neurons.contexts, Uint32Array); // token ids
 const neuron_activations = from_base64(data.neurons.activations, Float32Array);
@@ -27,7 +27,8 @@ function draw_mlp() {
   mlp_parts.neurons.replaceChildren(
     el("p", {}, `Layer ${state.layer + 1}, ${label_at(state.at)}.`),
     box("neurons", 0, table(lines, 18, ["neuron", "activation here", "activation there", "training text"])),
-    el("p", { class: "legend" }, `The training text of each neuron.${finished_model_note()}`),
+    el("p", { class: "legend" }, model === final_model ? "\u00a0" :
+      "The places were found with the finished model, not with that of this step."),
   );
 }
 

@@ -1,8 +1,6 @@
 "use strict";
 // Section 9: how the model learned.
 
-// 9. Training
-
 const training_parts = add_section(
   "training",
   "9. Training",
@@ -18,7 +16,8 @@ const training_parts = add_section(
 function draw_training() {
   const { log, samples } = data.measured.training;
   if (log.step) {
-    const lines = [["held-out text", log.step, log.val_loss], ["training text", log.step, log.train_loss]];
+    const halfway = log.step.map((step, i) => (step + (log.step[i - 1] ?? 0)) / 2); // it is a mean since the row before
+    const lines = [["held-out text", log.step, log.val_loss], ["training text", halfway, log.train_loss]];
     training_parts.curve.append(chart(lines, "step", "nats per token"));
   }
   if (samples.length) {

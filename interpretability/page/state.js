@@ -32,8 +32,3 @@ function label_at(position) {
 function head_name(layer, head) {
   return `layer ${layer + 1}, head ${head + 1}`;
 }
-
-/** What to add where something was measured with the finished model, and the page shows an earlier one. */
-function finished_model_note() {
-  return model === final_model ? "" : " Collected with the finished model, not with that of this step.";
-}

@@ -7,14 +7,7 @@ const snapshot_elements = document.querySelectorAll(".snapshot");
 const place_models = { [places.length - 1]: final_model };
 const PLAY_MILLISECONDS = 1200; // how long each place is shown
 
-const time = {
-  place: places.length - 1,
-  timer: null, // of the next place while the slider plays
-  slider: null,
-  button: null,
-  text: null,
-  marks: null,
-};
+const time = { place: places.length - 1, timer: null }; // timer: of the next place while the slider plays
 
 function model_at(place) {
   place_models[place] ??= new LLM(data.architecture, unpack_rows(snapshot_elements[place].textContent, data.tensors));
@@ -101,7 +94,7 @@ function loss_curves() {
   }
   for (const { colour, points } of lines) {
     const corners = points.map(([step, loss]) => `${1000 * share_of(step)},${100 - 100 * height_of(loss)}`);
-    drawing.append(svg("polyline", { points: corners.join(" "), stroke: `rgb(var(--${colour}))`, class: "loss" }));
+    drawing.append(svg("polyline", { points: corners.join(" "), stroke: `rgb(var(--${colour}))` }));
   }
   return { lines, height_of, drawing };
 }
