@@ -90,7 +90,7 @@ class Attention(nn.Module):
             k, v = cached[:, :, :, :stop]  # each (B, H, S, d)
         if x.shape[1] > 1 and (start > 0 or x.device.type == "cpu" and stop <= 256):
             y, _ = attention(q, k, v)  # 6 ms for 16 windows of 128, where the call takes 17 (bf16) or 22 (float32, AVX-512)
-        else:  # the same in one PyTorch call, which never stores the weights
+        else:  # the same in one PyTorch call, which never stores the weights; its mask needs T = S
             y = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # the heads side by side
 

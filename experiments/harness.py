@@ -1,9 +1,9 @@
 """Compares recipes at equal tokens: runs train.py for each recipe and seed.
 
-A recipe is a dict of the hyperparameters in which it differs from the others. The loss after a number of tokens does not depend on how busy
-the machine is; seconds do, so speeds are bench.py's business. A run that is done is kept and not repeated, and one that was
-interrupted goes on from its last checkpoint, if it has one. The same command started twice shares the runs out: each process
-trains what the other is not training.
+A recipe is a dict of the hyperparameters in which it differs from the others. The loss after a number of tokens does not depend
+on how busy the machine is; seconds do, so speeds are bench.py's business. A run that is done is kept and not repeated, and one
+that was interrupted goes on from its last checkpoint, if it has one. The same command started twice shares the runs out: each
+process trains what the other is not training.
 """
 
 import functools

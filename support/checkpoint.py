@@ -99,7 +99,7 @@ def snapshot_paths(folder: Path) -> list[tuple[int, Path]]:
 
 
 def load_snapshot(path: Path) -> LLM:
-    """The model of a file of weights, such as a snapshot, in float32 and evaluation mode on the CPU. Raises UserError if the file is none."""
+    """The model of a file of weights, in float32 and evaluation mode on the CPU. Raises UserError if the file is none."""
     try:
         return load_weights(path)
     except ValueError as error:

@@ -1,7 +1,8 @@
 """What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, our own model in llama.cpp, and the matrix products alone.
 
 A function that ends in _steps returns a function that makes `count` training steps as the peer's own code makes them.
-What a peer computes, and what bench.py generates with ours, is decorated with default_products(). Peers that are not installed raise ImportError.
+What a peer computes, and what bench.py generates with ours, is decorated with default_products(). Peers that are not
+installed raise ImportError.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ class GenerationPeer(NamedTuple):
 
 @contextlib.contextmanager
 def default_products():
-    """Decorates code that is timed: float32 products as PyTorch computes them by itself. choose_device() may have chosen others."""
+    """Decorates code that is timed: float32 products as PyTorch computes them by itself, whatever choose_device() chose."""
     chosen = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
