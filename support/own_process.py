@@ -27,14 +27,13 @@ def own_processes(
     The start method is one of multiprocessing's: "spawn" starts a new Python, None is what the system usually does.
     Raises UserError if a process is killed. Jobs that have not begun when the block is left are dropped.
     """
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context(start_method), start, arguments)
     try:
-        with ProcessPoolExecutor(count, multiprocessing.get_context(start_method), start, arguments) as pool:
-            try:
-                yield pool
-            finally:
-                pool.shutdown(cancel_futures=True)
+        yield pool
     except BrokenProcessPool as error:
         raise UserError("a process of this script was killed, perhaps for want of memory") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def in_own_process(job: Callable, *arguments, start_method: str | None = None) -> Any:

@@ -130,6 +130,22 @@ def test_runs_of_recipes_keep_no_snapshots(tmp_path, monkeypatch):
     assert re.search(r"rate x 1.5 +diverged +3\n", done.out) and "inf" not in done.out  # and the others have their rows
 
 
+def test_all_runs_read_the_text_that_was_found(tmp_path, monkeypatch):
+    datasets = []
+
+    def train(out_dir, flags):
+        datasets.append(flags["dataset"])
+        out_dir.mkdir(parents=True)
+        (out_dir / "finished").write_text("diverged")
+        return out_dir
+
+    monkeypatch.setattr(harness, "load_text", lambda args: (Namespace(train=range(640), key="key"), "what was found"))
+    monkeypatch.setattr(harness, "train", train)
+    args = Namespace(dataset="owner/name", text_column="text", val_fraction=0.1, vocab_size=300, tokenizer_chars=10)
+    compare({"one": {}, "another": {"learning_rate": 1}}, 2, 640, args, tmp_path, may_diverge=True)
+    assert datasets == ["what was found"] * 4
+
+
 def test_a_text_is_read_once(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(harness, "load_text", lambda args: (read.append(args) or f"text {len(read)}", "name"))
