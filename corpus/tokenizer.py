@@ -5,6 +5,7 @@ encode() turns text into token ids; token_files.Encoder does the same for millio
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,8 +44,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stdout.isatty(),  # elsewhere its bars are empty lines
+    )  # fmt: skip
     tokenizer.train_from_iterator(map(_training_pieces, texts), trainer)
     return tokenizer
 
