@@ -1,13 +1,16 @@
 """Precision, and compiling: when it pays, and what happens if it cannot be done."""
 
 import itertools
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import run_training
 
 import support.device
-from support.device import COMPILE_FROM, choose_device, maybe_compile
+from support.device import COMPILE_FROM, choose_device, keep_freed_memory, maybe_compile
+from support.own_process import in_own_process
 from support.peers import default_products
 
 CPU = torch.device("cpu")
@@ -30,12 +33,21 @@ def test_float32_products_are_float32_whichever_library_computes_them(rows, inpu
         assert (product - exact).square().mean().sqrt() < 1e-5 * exact.square().mean().sqrt()
 
 
-@pytest.mark.parametrize("capability, has_amx, setting", [("AVX512", False, "medium"), ("AVX512", True, "highest"), ("AVX2", False, "highest")])
-def test_products_may_be_rounded_inside_only_where_the_library_does_not_do_it(monkeypatch, capability, has_amx, setting):
+@pytest.mark.parametrize(
+    "capability, has_bf16, has_amx, setting",
+    [
+        ("AVX512", True, False, "medium"),
+        ("AVX512", True, True, "highest"),
+        ("AVX512", False, False, "highest"),
+        ("AVX2", True, False, "highest"),
+    ],
+)
+def test_products_may_be_rounded_inside_only_where_the_library_does_not_do_it(monkeypatch, capability, has_bf16, has_amx, setting):
     """With AMX, oneDNN would. A peer is measured with PyTorch's own setting, whatever ours is, also if it fails."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
     torch.set_float32_matmul_precision("highest")
     try:
@@ -47,6 +59,30 @@ def test_products_may_be_rounded_inside_only_where_the_library_does_not_do_it(mo
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def faults_and_large_pages() -> tuple[int, int]:
+    """How often a second round of 32 tensors of 4 MiB had to ask the system for memory, and the KiB of this process in large pages."""
+    import resource
+
+    keep_freed_memory()
+    faults = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.ones(2**20) for _ in range(32)]
+        del tensors
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    pages = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("AnonHugePages")]
+    return faults[1], int(pages[0].split()[1])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_for_the_next_step_in_large_pages():
+    """If each tensor were given back, and asked for anew in pages of 4 KiB, that would be 32,768 faults."""
+    faults, kib_in_large_pages = in_own_process(faults_and_large_pages, start_method="spawn")
+    assert faults < 8192
+    if "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+        assert kib_in_large_pages > 2**15
 
 
 def compiled_calls(monkeypatch, seconds_per_step: float, steps: int, mode="auto", compiler="g++") -> list[str]:
