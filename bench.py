@@ -103,14 +103,16 @@ def new_model(args, **changed) -> LLM:
     return model.to(choose_device()[0])
 
 
-def flops_per_token(model: LLM) -> int:
+def flops_per_token(args) -> int:
     """Floating-point operations of a training step per token: 6 N + 12 L T D (Chowdhery et al. 2022, arXiv:2204.02311, B).
 
     N counts the weights of the matrix products, the output layer's among them: two operations forward, four backward.
     Attention multiplies each query with T keys and mixes T values; what the causal mask hides is computed too.
     """
+    with torch.device("meta"):  # sizes without memory
+        model = LLM(args.vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len)
     weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    return 6 * weights + 12 * model.num_layers * model.max_seq_len * model.d_model
+    return 6 * weights + 12 * args.num_layers * args.max_seq_len * args.d_model
 
 
 def our_steps(args, compiled=True, count=STEPS, precision="auto", **changed):
@@ -146,7 +148,7 @@ def bench_training(args, precision: str) -> list[dict]:
     peers = {"eager": "ours, not compiled", "gpt2": "transformers GPT-2, float32 loop", "nanogpt": "nanoGPT, compiled"}
     figure = f"training, {precision}"
     rows = [row(figure, rate["ours"], "tokens/s", rate[peer], of, *limit) for peer, of in peers.items() if peer in rate]
-    flops = flops_per_token(new_model(args))
+    flops = flops_per_token(args)
     return rows + [row(f"{figure}, {flops / 1e6:.1f} MFLOP a token", flops * rate["ours"] / 1e9, "GFLOP/s")]
 
 

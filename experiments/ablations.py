@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
 from experiments.ablated_models import ABLATIONS, WHOLE, write_model
-from experiments.harness import ROOT, SHORT_RUNS, Outcome, compare, last_row, load_corpus, read_flags, shown
+from experiments.harness import ROOT, SHORT_RUNS, Outcome, compare, half_interval, last_row, load_corpus, read_flags, shown
 from llm import LLM
 from support.checkpoint import PARAMETERS, read_torch_file
 from support.cli import UserError, atomic_write, make_parser, run_script, write_json
@@ -104,9 +105,8 @@ def measure_all(outcomes: dict[str, Outcome], measure_run: Callable[[str, Path],
 
 def cell(figure: str, values: list[float]) -> str:
     """The mean over the seeds with its 95% interval. A difference says if that contains 0, so that none is shown."""
-    outcome = Outcome(values)
-    contains_0 = figure == "difference" and abs(outcome.mean) <= outcome.half_interval  # never for one seed: it is nan
-    return shown(values, FORMS[figure]) + " contains 0" * contains_0
+    contains_0 = figure == "difference" and abs(np.mean(values)) <= half_interval(values)  # never for one seed: it is nan
+    return shown(values, FORMS[figure]) + (" contains 0" if contains_0 else "")
 
 
 def print_models(title: str, losses: dict[str, dict[float, float]], figures: dict[str, dict[str, list]]) -> None:
@@ -130,9 +130,9 @@ def draw(title: str, figures: dict[str, dict[str, list]], path: Path) -> None:
     picture = Figure((10, 6), layout="constrained")
     axes = picture.subplots()
     for name, values in differences.items():
-        reach = Outcome(values).half_interval if len(values) > 1 else None
+        reach = half_interval(values) if len(values) > 1 else None
         label = f"{name}\n{cell('difference', values)}"
-        axes.errorbar(Outcome(values).mean, label, xerr=reach, fmt="o", capsize=4, color="tab:blue")
+        axes.errorbar(np.mean(values), label, xerr=reach, fmt="o", capsize=4, color="tab:blue")
     axes.axvline(0, color="gray", linewidth=1)
     axes.invert_yaxis()
     axes.set(title=title, xlabel=f"nats a token more than {WHOLE}, with 95% intervals")

@@ -47,23 +47,19 @@ class Outcome(NamedTuple):
     def mean(self) -> float:
         return float(np.mean(self.losses))
 
-    @property
-    def half_interval(self) -> float:
-        """Half of the 95% interval of the mean. Not a number for a single seed."""
-        return float(half_interval(np.array(self.losses))) if len(self.losses) > 1 else math.nan
 
-
-def half_interval(values: np.ndarray) -> np.ndarray:
-    """Half of the 95% interval of the mean of values (runs, ...) over two runs or more, by Student's t: (...)."""
+def half_interval(values: Sequence) -> np.ndarray:
+    """Half of the 95% interval of the mean of values (runs, ...) over the runs, by Student's t: (...). Of a single run nan."""
     runs = len(values)
-    return STUDENT_T[min(runs, 10) - 2] * values.std(axis=0, ddof=1) / math.sqrt(runs)
+    if runs == 1:
+        return np.full(np.shape(values[0]), np.nan)
+    return STUDENT_T[min(runs, 10) - 2] * np.std(values, axis=0, ddof=1) / math.sqrt(runs)
 
 
 def shown(values: list[float], form: str) -> str:
     """The mean with its 95% interval, if there are two values or more."""
-    outcome = Outcome(values)
-    interval = f" ± {outcome.half_interval:{form.lstrip('+')}}" if len(values) > 1 else ""
-    return f"{outcome.mean:{form}}{interval}"
+    interval = f" ± {half_interval(values):{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{interval}"
 
 
 def read_flags(parser: ArgumentParser, tokens: int, seeds: int, recipe: dict) -> tuple[Namespace, int, int]:

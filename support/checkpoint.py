@@ -6,6 +6,7 @@ run that goes on from a checkpoint ends with the same weights as one that was ne
 compiled and the processor is the same, otherwise up to rounding.
 """
 
+import contextlib
 import hashlib
 import inspect
 import io
@@ -243,22 +244,24 @@ def find_checkpoint(folder: Path, identity: dict) -> dict | None:
             return state
         kept = aside_path(folder, state["run"])
         os.replace(path, kept)
-        move_folder(folder / SNAPSHOTS, kept.with_suffix(".snapshots"))
+        move_snapshots(folder / SNAPSHOTS, kept.with_suffix(".snapshots"))
         differences = describe_differences(state["run"], identity)
         print(f"  {path} is of a run with {differences}: it is kept as {kept.name}, and training starts anew")
     if own.exists():
         keep_previous_model(folder)
         os.replace(own, path)
-        move_folder(own.with_suffix(".snapshots"), folder / SNAPSHOTS)
+        move_snapshots(own.with_suffix(".snapshots"), folder / SNAPSHOTS)
         return read_checkpoint(path)
     return None
 
 
-def move_folder(old: Path, new: Path) -> None:
-    """Move a folder, if there is one, to take the place of another."""
-    if old.exists():
-        shutil.rmtree(new, ignore_errors=True)
-        os.replace(old, new)
+def move_snapshots(old: Path, new: Path) -> None:
+    """Move the snapshots in a folder, if there are any, into another. Files of others stay where they are."""
+    for path in old.glob("step-*.pt2"):
+        new.mkdir(exist_ok=True)
+        os.replace(path, new / path.name)
+    with contextlib.suppress(OSError):  # it is missing, or not empty
+        old.rmdir()
 
 
 def read_checkpoint(path: Path) -> dict:

@@ -1,5 +1,6 @@
 """Where the model runs, in which precision, how memory is kept, and whether the model is compiled."""
 
+import contextlib
 import ctypes
 import re
 import shutil
@@ -34,6 +35,12 @@ def choose_device(precision: str = "auto") -> tuple[torch.device, torch.dtype]:
     return device, PRECISIONS.get(precision, torch.bfloat16 if native else torch.float32)
 
 
+def give_back_freed_memory() -> None:
+    """Tell the C library to give freed memory back to the system. Reading 24 million characters leaves 150 MiB, in small pieces."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # it is not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Tell the C library to keep freed memory for the next step instead of giving it back to the system.
 
@@ -65,8 +72,9 @@ def maybe_compile(loss: Callable, mode: str, steps: int, device: torch.device) -
     """The loss for the `steps` training steps to come, through torch.compile if `mode`, the compile line of params.py, says so.
 
     "auto" compiles after some steps, on a CUDA GPU or on a CPU with a C++ compiler, if the rest is worth it. Freed memory is
-    kept once that is decided.
+    given back before training, and kept once that is decided.
     """
+    give_back_freed_memory()
     if mode == "off":
         keep_freed_memory()
         return loss

@@ -30,7 +30,8 @@ class OutputLoss(torch.autograd.Function):
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
             total = total + (log_sum - logits.gather(1, target)).sum()
             if with_gradients:
-                difference = (logits - log_sum).exp().scatter_add(1, target, -torch.ones_like(log_sum)).to(x.dtype)  # P - Y
+                P = logits.sub_(log_sum).exp_()  # in place: the logits are not needed any more
+                difference = P.scatter_add_(1, target, -torch.ones_like(log_sum)).to(x.dtype)  # P - Y
                 x_grad[start : start + chunk_rows] = difference @ W
                 weight_grad += difference.T @ rows
         ctx.save_for_backward(x_grad, weight_grad)  # N times the gradients

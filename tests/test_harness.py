@@ -14,7 +14,7 @@ from helpers import ARTICLES, call, write_articles
 from scipy import stats
 
 from experiments import harness, recipes
-from experiments.harness import Outcome, compare, load_corpus, read_flags, train
+from experiments.harness import Outcome, compare, half_interval, load_corpus, read_flags, train
 from experiments.recipes import print_outcomes
 from support.cli import UserError, make_parser, parse_args
 
@@ -24,9 +24,9 @@ TINY = "--d_model 16 --num_heads 1 --num_layers 1 --max_seq_len 16 --vocab_size 
 def test_the_interval_is_student_s():
     losses = [3.1, 3.4, 3.2, 3.6]
     low, high = stats.t.interval(0.95, 3, loc=sum(losses) / 4, scale=stats.sem(losses))
-    outcome = Outcome(losses)
-    assert outcome.mean == pytest.approx((low + high) / 2)
-    assert outcome.half_interval == pytest.approx((high - low) / 2, rel=0.01)
+    assert Outcome(losses).mean == pytest.approx((low + high) / 2)
+    assert half_interval(losses) == pytest.approx((high - low) / 2, rel=0.01)
+    assert half_interval([[loss, 2 * loss] for loss in losses]) == pytest.approx([(high - low) / 2, high - low], rel=0.01)
 
 
 def test_each_run_is_made_once_and_the_table_compares(tmp_path, monkeypatch, capsys):

@@ -142,11 +142,17 @@ def test_a_run_of_a_model_with_a_parameter_that_does_not_learn_goes_on_and_displ
     assert "unused" in torch.load(folder / "parameters.pt2", weights_only=True)
 
 
-def test_files_of_others_in_its_folder_stay(whole):
+def test_files_of_others_in_its_folder_stay(whole, monkeypatch):
     folder = whole.parent / "shared"
     (folder / "snapshots").mkdir(parents=True)
     (folder / "snapshots" / "holiday.jpg").touch()
-    train(folder)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        train(folder)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        train(folder, "--seed", 1)
+    assert "goes on" in train(folder).out
     assert (folder / "snapshots" / "holiday.jpg").exists() and contents(folder).keys() == contents(whole).keys()
 
 
