@@ -27,7 +27,7 @@ from support.cli import MAX_SEQ_LEN, UserError, atomic_write
 from support.training_log import LOG, SAMPLES
 
 PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"
-SNAPSHOTS = "snapshots"
+SNAPSHOTS, SNAPSHOT_PATTERN = "snapshots", f"step-{'[0-9]' * 8}.pt2"
 MADE_FROM_A_MODEL = [TOKENIZER, LOG, SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png", "case_circuit.json"]
 MADE_FROM_A_MODEL += ["case_circuit.png", "case_circuit_pair.json", "case_circuit_pair.png", "evaluation.json"]
 MADE_FROM_A_MODEL += ["evaluation.png", "visualization.html", "huggingface"]
@@ -95,7 +95,7 @@ def load_model(folder: Path) -> LLM:
 
 def snapshot_paths(folder: Path) -> list[tuple[int, Path]]:
     """The snapshots of the run in a folder: (step, path), in the order of the steps."""
-    paths = folder.glob(f"{SNAPSHOTS}/step-{'[0-9]' * 8}.pt2")
+    paths = (folder / SNAPSHOTS).glob(SNAPSHOT_PATTERN)
     return sorted((int(path.stem.removeprefix("step-")), path) for path in paths)
 
 
@@ -257,7 +257,7 @@ def find_checkpoint(folder: Path, identity: dict) -> dict | None:
 
 def move_snapshots(old: Path, new: Path) -> None:
     """Move the snapshots in a folder, if there are any, into another. Files of others stay where they are."""
-    for path in old.glob("step-*.pt2"):
+    for path in old.glob(SNAPSHOT_PATTERN):
         new.mkdir(exist_ok=True)
         os.replace(path, new / path.name)
     with contextlib.suppress(OSError):  # it is missing, or not empty

@@ -1,6 +1,7 @@
 """Precision, and compiling: when it pays, and what happens if it cannot be done."""
 
 import itertools
+import mmap
 import platform
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from helpers import run_training
 
 import support.device
-from support.device import COMPILE_FROM, choose_device, keep_freed_memory, maybe_compile
+from support.device import COMPILE_FROM, choose_device, give_back_freed_memory, keep_freed_memory, maybe_compile
 from support.own_process import in_own_process
 from support.peers import default_products
 
@@ -74,6 +75,23 @@ def faults_and_large_pages() -> tuple[int, int]:
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     pages = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("AnonHugePages")]
     return faults[1], int(pages[0].split()[1])
+
+
+def memory_in_mib() -> list[int]:
+    """The memory of this process before and after 150 MiB in freed pieces, which lie between others, are given back."""
+    pieces = [bytes(3000) for _ in range(50_000)]
+    kept, pieces = pieces[::100], None
+    sizes = [int(Path("/proc/self/statm").read_text().split()[1])]
+    give_back_freed_memory()
+    sizes.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    assert len(kept) == 500
+    return [pages * mmap.PAGESIZE // 2**20 for pages in sizes]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_reading_the_text_left_is_given_back():
+    before, after = in_own_process(memory_in_mib, start_method="spawn")
+    assert after < before - 100
 
 
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
