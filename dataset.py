@@ -3,6 +3,7 @@
 load_text() goes the whole way; each step has its own file in corpus/. TextDataset cuts the tokens into windows.
 """
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from torch.utils.data import Dataset, Subset
 
 from corpus.sources import BUNDLED, is_hub_name, load_articles_or_bundled
 from corpus.token_files import Corpus, open_cache, prepare_corpus
@@ -89,7 +91,7 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
     return corpus, name
 
 
-class TextDataset(torch.utils.data.Dataset):
+class TextDataset(Dataset):
     """A sequence of tokens, from token `first` on, cut into windows of max_seq_len. A short tail is left out.
 
     Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). Windows do not overlap, and each target is the
@@ -113,3 +115,9 @@ class TextDataset(torch.utils.data.Dataset):
         begin = index * self.max_seq_len
         window = torch.from_numpy(self.tokens[begin : begin + self.max_seq_len + 1].astype(np.int64))
         return window[:-1], window[1:]
+
+
+def validation_windows(tokens: np.ndarray, max_seq_len: int, most: int) -> Subset:
+    """The held-out windows that a validation loss is measured on: all of them, or an even sample of at most `most`."""
+    windows = TextDataset(tokens, min(max_seq_len, len(tokens) - 1))
+    return Subset(windows, range(0, len(windows), math.ceil(len(windows) / most)))

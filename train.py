@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from corpus.sources import BUNDLED
 from corpus.token_files import Corpus
 from corpus.tokenizer import tokenizer_key
-from dataset import TextDataset, check_text_length, load_text, text_settings
+from dataset import TextDataset, check_text_length, load_text, text_settings, validation_windows
 from llm import LLM
 from support.checkpoint import lock_folder
 from support.cli import UserError, make_parser, parse_args, run_script
@@ -69,15 +69,14 @@ def training_step(
 
 @torch.no_grad()
 def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: torch.device, dtype: torch.dtype) -> float:
-    """Mean loss in nats per token over held-out windows: all of them, or an even sample of at most eval_windows."""
-    windows = TextDataset(tokens, min(args.max_seq_len, len(tokens) - 1))
-    chosen = range(0, len(windows), math.ceil(len(windows) / args.eval_windows))
+    """Mean loss in nats per token over at most eval_windows held-out windows."""
+    windows = validation_windows(tokens, args.max_seq_len, args.eval_windows)
     loss_of = TrainingLoss(model.eval(), dtype)  # not compiled: other shapes would have to be compiled again
     total = 0.0
-    for input_ids, target_ids in DataLoader(windows, args.batch_size, sampler=chosen):
+    for input_ids, target_ids in DataLoader(windows, args.batch_size):
         total += loss_of(input_ids.to(device), target_ids.to(device)).item() * len(input_ids)
     model.train()
-    return total / len(chosen)
+    return total / len(windows)
 
 
 def steps_in_epoch(tokens: np.ndarray, max_seq_len: int, batch_size: int) -> int:

@@ -45,7 +45,9 @@ def main() -> None:
     snapshots = snapshot_paths(out_dir)
     if snapshots:
         last_step = last_step_of(measurements["training"]["log"], snapshots)
-        measurements["snapshots"] = snapshot_losses(model, snapshots, last_step, corpus.train, corpus.val)
+        measurements["snapshots"] = snapshot_losses(
+            model, snapshots, last_step, corpus.train, corpus.val, args.eval_windows
+        )
     write_page(make_page(model, tokenizer, measurements, args.prompt, snapshots), out_dir / PAGE)
 
 

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
+from dataset import validation_windows
 from interpretability.measurements import even_windows, window_losses
 from llm import LLM
 from support.checkpoint import load_snapshot
@@ -28,16 +31,21 @@ def read_snapshot(path: Path, model: LLM) -> LLM:
 
 
 def snapshot_losses(
-    model: LLM, snapshots: Sequence[tuple[int, Path]], last_step: int, train_tokens: np.ndarray, val_tokens: np.ndarray
-) -> dict[str, list[float]]:
-    """The loss of each snapshot, and of the finished model, on a sample of each text.
+    model: LLM, snapshots: Sequence[tuple[int, Path]], last_step: int, train_tokens: np.ndarray, val_tokens: np.ndarray,
+    eval_windows: int,
+) -> dict[str, list[float]]:  # fmt: skip
+    """The loss of each snapshot, and of the finished model: on a sample of the text it read, and on the windows of val_loss.
 
     The columns have the names of training_log.csv. That file begins too late to draw the loss curve from it alone.
     """
-    texts = {"train_loss": train_tokens, "val_loss": val_tokens}
-    windows = {name: even_windows(tokens, model.max_seq_len, 4_000, overlap=True) for name, tokens in texts.items()}
+    held_out = validation_windows(val_tokens, model.max_seq_len, eval_windows)
+    windows = {
+        "train_loss": even_windows(train_tokens, model.max_seq_len, 4_000, overlap=True),
+        "val_loss": torch.stack([torch.cat((input_ids, target_ids[-1:])) for input_ids, target_ids in held_out]),
+    }
     columns = {"step": [], "train_loss": [], "val_loss": []}
-    for step, path in [*snapshots, (last_step, None)]:
+    models = [*snapshots, (last_step, None)]
+    for step, path in tqdm(models, "snapshots", leave=False, dynamic_ncols=True):
         at_step = read_snapshot(path, model) if path else model
         columns["step"].append(step)
         for name, of_text in windows.items():

@@ -42,7 +42,7 @@ def written(model, tokenizer, folder, prompt, snapshots=()):
     write_log(folder, step=[10, 20], train_loss=[5.5, 4.5], val_loss=[5.6, 4.7])
     measured = measure(model, tokenizer, tokens, tokens[:200], folder)
     if snapshots:
-        measured["snapshots"] = snapshot_losses(model, snapshots, 20, tokens, tokens[:200])
+        measured["snapshots"] = snapshot_losses(model, snapshots, 20, tokens, tokens[:200], eval_windows=128)
     path = folder / "visualization.html"
     path.write_text(make_page(model, tokenizer, measured, prompt, snapshots), encoding="utf-8")
     return path

@@ -1,5 +1,7 @@
 """visualize.py as a person starts it."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,6 +31,9 @@ def test_the_page_has_the_snapshots_of_the_run(folder):
     html = (folder / "visualization.html").read_text(encoding="utf-8")
     assert '"snapshots": [0, ' in html and 2 <= html.count('class="snapshot"') <= 8
     assert len(html.encode()) <= 32_000_000
+    measured = json.loads(re.search(r'<script [^>]*id="data">(.*?)</script>', html, re.DOTALL)[1])["measured"]
+    in_log, in_page = (column["val_loss"][-1] for column in (measured["training"]["log"], measured["snapshots"]))
+    assert in_page == pytest.approx(in_log, abs=0.01)  # the same windows; training may compute in bf16
 
 
 def test_without_snapshots_the_page_is_written_all_the_same(folder):
