@@ -1,9 +1,9 @@
-"""Train the model of params.py on its text:  python train.py  (--help lists the flags, one for each line of params.py)
+"""Train the model of params.py on its text:  python train.py  (each line of params.py is a flag, too: --help)
 
-It prints what it does and leaves in out_dir the tokenizer (bpe_tokenizer.json), the weights (parameters.pt2), the loss curve
-(training_log.csv), how the model continued a sentence as it learned (training_samples.jsonl), and the weights at some steps
-(snapshots/). Ctrl-C ends a run early and saves what it has learned; the next run goes on from there. Two processes, each with
-half of every batch: torchrun --nproc_per_node=2 train.py
+Leaves in out_dir the tokenizer (bpe_tokenizer.json), the weights (parameters.pt2), the loss curve
+(training_log.csv), how the model continued a sentence as it learned (training_samples.jsonl), and the weights
+at some steps (snapshots/). Ctrl-C ends a run early and saves what it has learned; the next run goes on from
+there. Two processes, each with half of every batch: torchrun --nproc_per_node=2 train.py
 """
 
 import math
@@ -29,37 +29,39 @@ from support.continuation import PROMPTS, continue_prompt
 from support.device import choose_device, maybe_compile
 from support.distributed import all_reduce_mean, data_parallel, local_rank_zero_first, process_group
 from support.loss import TrainingLoss
-from support.model_class import model_class
+from support.model_class import model_class, print_parameters
 from support.training_run import TrainingRun
 
 
 def learning_rate_at(step: int, steps: int, args: Namespace) -> float:
-    """The rate of step 1 to steps: rises from 0 in the first `warmup` of the steps, falls to 0 in the last `decay`."""
+    """The rate of step 1 to steps: rises in the first `warmup` of the run, falls to 0 in the last `decay`."""
     rise = step / max(1, args.warmup * steps)
     fall = (steps + 1 - step) / max(1, args.decay * steps)
     return args.learning_rate * min(1, rise, fall)
 
 
 def make_optimizer(model: LLM, epochs: float, steps: int, args: Namespace) -> torch.optim.Adam:
-    """Adam with weight decay (arXiv:1711.05101). The embedding learns at embedding_rate times the rate of the rest."""
-    embedding = [model.embedding.weight]
-    rest = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
-    # At the peak rate, the shares of a weight that a run takes away add up to weight_decay * sqrt(epochs); less below 100 steps
-    weight_decay = args.weight_decay * epochs**0.5 / (args.learning_rate * max(100, steps))
-    factors = ((embedding, args.embedding_rate), (rest, 1.0))  # the embedding decays as slowly as the rest
-    groups = [{"params": params, "rate_factor": factor, "weight_decay": weight_decay / factor} for params, factor in factors]
-    return torch.optim.Adam(groups, betas=(args.adam_beta1, args.adam_beta2), decoupled_weight_decay=True, fused=True)
+    """Adam with weight decay (arXiv:1711.05101). The embedding learns embedding_rate times as fast."""
+    others = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
+    embedding = {"params": [model.embedding.weight], "rate_factor": args.embedding_rate}
+    rest = {"params": others, "rate_factor": 1.0}
+    # The shares of a weight that the steps take away add up to this at the peak rate; to less below 100 steps
+    in_all = args.weight_decay * epochs**0.5
+    for group in (embedding, rest):  # the embedding decays as slowly as the rest
+        group["weight_decay"] = in_all / (args.learning_rate * max(100, steps)) / group["rate_factor"]
+    betas = args.adam_beta1, args.adam_beta2
+    return torch.optim.Adam([embedding, rest], betas=betas, decoupled_weight_decay=True, fused=True)
 
 
 def training_step(
     loss_of: Callable, model: LLM, optimizer: torch.optim.Optimizer, rate: float, grad_clip: float,
     input_ids: Tensor, target_ids: Tensor,
 ) -> Tensor:  # fmt: skip
-    """One step of Adam on a batch, both (B, T). Returns its mean loss over all processes, still on the device."""
+    """One step of Adam on a batch, both (B, T). Returns its mean loss over all processes, on the device."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
     loss = loss_of(input_ids, target_ids)
-    mean_loss = all_reduce_mean(loss.detach())  # if another process is gone, this raises, and the weights are whole
+    mean_loss = all_reduce_mean(loss.detach())  # raises if a process is gone, while the weights are whole
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
     optimizer.step()
@@ -68,7 +70,9 @@ def training_step(
 
 
 @torch.no_grad()
-def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: torch.device, dtype: torch.dtype) -> float:
+def validation_loss(
+    model: LLM, tokens: np.ndarray, args: Namespace, device: torch.device, dtype: torch.dtype
+) -> float:
     """Mean loss in nats per token over at most eval_windows held-out windows."""
     windows = validation_windows(tokens, args.max_seq_len, args.eval_windows)
     loss_of = TrainingLoss(model.eval(), dtype)  # not compiled: other shapes would have to be compiled again
@@ -80,7 +84,7 @@ def validation_loss(model: LLM, tokens: np.ndarray, args: Namespace, device: tor
 
 
 def steps_in_epoch(tokens: np.ndarray, max_seq_len: int, batch_size: int) -> int:
-    """The number of full batches in every epoch: a later one may have a window less. At least 1, for a text of less than a batch."""
+    """The full batches of every epoch, at least 1. A later epoch may have a window less than the first."""
     return max(1, (len(TextDataset(tokens, max_seq_len)) - 1) // batch_size)
 
 
@@ -89,8 +93,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of step number `start` (from 0) to steps - 1: (input_ids, target_ids).
 
-    Both are (batch_size / world_size, max_seq_len): the share of this rank. Every epoch shuffles the windows, and cuts them
-    at other places, so that a small text is harder to memorize. Order and cuts follow from the seed and the epoch's number.
+    Both are (batch_size / world_size, max_seq_len): the share of this rank. Every epoch shuffles the windows
+    and cuts them at other places, so that a small text is harder to memorize. Order and cuts follow from the
+    seed and the epoch's number.
     """
     per_epoch = steps_in_epoch(tokens, args.max_seq_len, args.batch_size)
     for epoch in range(start // per_epoch, math.ceil(steps / per_epoch)):
@@ -100,16 +105,22 @@ def batches(
             first = random.integers(args.max_seq_len)
         windows = TextDataset(tokens, args.max_seq_len, first)
         order = random.permutation(len(windows))
-        begin, end = max(0, start - epoch * per_epoch), min(per_epoch, steps - epoch * per_epoch)  # steps in this epoch
-        shares = [order[i * args.batch_size : (i + 1) * args.batch_size][rank::world_size] for i in range(begin, end)]
-        yield from DataLoader(windows, batch_sampler=[share.tolist() for share in shares])
+        before = epoch * per_epoch  # steps of earlier epochs
+        shares = []  # for each step, this rank's windows
+        for step in range(max(start, before), min(steps, before + per_epoch)):
+            batch = order[(step - before) * args.batch_size :][: args.batch_size]
+            shares.append(batch[rank::world_size].tolist())
+        yield from DataLoader(windows, batch_sampler=shares)
 
 
 def train(
     model: LLM, corpus: Corpus, epochs: float, args: Namespace, device: torch.device, dtype: torch.dtype,
     rank: int = 0, world_size: int = 1,
 ) -> str | None:  # fmt: skip
-    """Train, or go on from the checkpoint, and save the weights. Returns the name of the signal that ended it early, if any."""
+    """Train, or go on from the checkpoint, and save the weights.
+
+    Returns the name of the signal that ended it early, if any.
+    """
     per_epoch = steps_in_epoch(corpus.train, args.max_seq_len, args.batch_size)
     steps = max(1, round(epochs * per_epoch))
     optimizer = make_optimizer(model, epochs, steps, args)
@@ -119,38 +130,23 @@ def train(
         for input_ids, target_ids in batches(corpus.train, run.step, steps, args, rank, world_size):
             step = run.step + 1
             rate = learning_rate_at(step, steps, args)
-            torch.manual_seed(args.seed + step * world_size + rank)  # dropout follows from the seed and the step
+            torch.manual_seed(args.seed + step * world_size + rank)  # dropout is the same in a resumed run
             input_ids, target_ids = input_ids.to(device), target_ids.to(device)
             loss = training_step(loss_of, model, optimizer, rate, args.grad_clip, input_ids, target_ids)
             run.record(loss, rate, num_tokens=world_size * input_ids.numel())
             run.save_snapshot_if_due()
             if run.evaluation_due():
-                sample = continue_prompt(model, corpus.tokenizer, PROMPTS[0], 20) if run.sample_due() else None
-                run.log(validation_loss(model, corpus.val, args, device, dtype), sample)
+                text = continue_prompt(model, corpus.tokenizer, PROMPTS[0], 20) if run.sample_due() else None
+                run.log(validation_loss(model, corpus.val, args, device, dtype), text)
             if run.should_stop():
                 break
             run.save_if_due()
         return run.finish()
 
 
-def describe(model: LLM) -> None:
-    """Print where the parameters are."""
-    parts = {
-        "embedding (also the output layer)": [model.embedding],
-        f"{model.num_layers} layers x attention": [block.attention for block in model.blocks],
-        f"{model.num_layers} layers x MLP": [block.mlp for block in model.blocks],
-    }
-    total = sum(parameter.numel() for parameter in model.parameters())
-    sizes = {name: sum(p.numel() for module in modules for p in module.parameters()) for name, modules in parts.items()}
-    sizes["norms"] = total - sum(sizes.values())
-    print(f"model: {total:,} parameters")
-    for name, size in sizes.items():
-        print(f"  {name:<36}{size:>12,}  {size / total:4.0%}")
-
-
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default=SUPPRESS, help="a Python file with a class LLM to train in place of llm.py's")
+    parser.add_argument("--model", default=SUPPRESS, help="a file whose class LLM to train, not llm.py's")
     args = parse_args(parser)
     Model = model_class(args)
     with process_group() as (rank, world_size):
@@ -163,21 +159,23 @@ def main() -> None:
         with local_rank_zero_first():
             corpus, text_name = load_text(args)
         check_text_length(corpus, args, world_size)
-        # A pass over the bundled encyclopedia is short, so it has its own number of passes, unless one was asked for
+        # The bundled encyclopedia is short, so it has its own number of passes, unless one was asked for
         epochs = args.sample_epochs if text_name == BUNDLED and "epochs" not in args.given else args.epochs
 
         torch.manual_seed(args.seed)
         device, dtype = choose_device(args.precision)
-        vocab_size = corpus.tokenizer.get_vocab_size()  # less than args.vocab_size if a small text has too few pairs
-        model = Model(vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len, args.dropout)
+        vocab_size = corpus.tokenizer.get_vocab_size()  # less than args.vocab_size if the text is very small
+        sizes = args.d_model, args.num_heads, args.num_layers, args.max_seq_len
+        model = Model(vocab_size, *sizes, args.dropout)
         model.trained_on = {
             "tokenizer": tokenizer_key(corpus.tokenizer),
             "text": corpus.key,
             "settings": text_settings(args) | {"dataset": text_name},
         }
-        describe(model)
+        print_parameters(model)
         processes = f" in {world_size} processes" if world_size > 1 else ""
-        print(f"training: {epochs:g} epochs on {device}{processes}, matrix products in {str(dtype).removeprefix('torch.')}")
+        precision = str(dtype).removeprefix("torch.")
+        print(f"training: {epochs:g} epochs on {device}{processes}, matrix products in {precision}")
         ended_by = train(model.to(device), corpus, epochs, args, device, dtype, rank, world_size)
 
         how = f"ended early by {ended_by}" if ended_by else "done"
