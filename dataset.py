@@ -1,6 +1,6 @@
-"""The text, from articles to the windows that the model trains on:  articles -> sentences -> tokens -> windows.
+"""The text on its way to the model:  articles -> sentences -> tokens -> windows.
 
-load_text() goes the whole way; each step has its own file in corpus/. TextDataset cuts the tokens into windows.
+load_text() goes as far as the tokens; each step has its own file in corpus/. TextDataset cuts the windows.
 """
 
 import math
@@ -24,13 +24,13 @@ __all__ = ["TextDataset", "encode", "load_text"]  # encode: text -> token ids, w
 
 
 def load_text(args: Namespace) -> tuple[Corpus, str]:
-    """Load the text that args.dataset names and turn it into tokens. Returns it with the name it can be loaded by again.
+    """Turn the text that args.dataset names into tokens. Returns them, and the name of the text.
 
-    If the hub cannot be reached, the bundled encyclopedia stands in for the default data set, and its name is returned.
-    Raises UserError if the text cannot be read or is too short.
+    If the hub cannot be reached, the bundled encyclopedia stands in for the default data set, and the name is
+    its name. Raises UserError if the text cannot be read or is too short.
     """
     print(f"text: {args.dataset}", flush=True)
-    if is_hub_name(args.dataset):  # in a process of its own: the package `datasets` takes some 100 MiB, and keeps them
+    if is_hub_name(args.dataset):  # the package `datasets` takes some 100 MiB, and keeps them as long as its process
         folder, name = in_own_process(prepare_text, args)
     else:
         folder, name = prepare_text(args)
@@ -43,7 +43,7 @@ def load_text(args: Namespace) -> tuple[Corpus, str]:
 
 
 def prepare_text(args: Namespace) -> tuple[Path, str]:
-    """Write the tokens of the text that args.dataset names to the cache. Returns their folder and the name of the text."""
+    """Write the tokens of the text to the cache. Returns their folder, and the name of the text."""
     articles, name = load_articles_or_bundled(args.dataset, args.text_column)
     cache = Path(args.out_dir) / "cache"
     corpus = prepare_corpus(articles, cache, args.vocab_size, args.val_fraction, args.tokenizer_chars)
@@ -58,20 +58,21 @@ def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:
             f"{args.max_seq_len}: use more text or a smaller --max_seq_len"
         )
     if world_size > 1 and len(TextDataset(corpus.train, args.max_seq_len)) <= args.batch_size:
-        raise UserError(f"the text is too short for {world_size} processes to share batches of --batch_size {args.batch_size}")
+        share = f"{world_size} processes to share batches of --batch_size {args.batch_size}"
+        raise UserError(f"the text is too short for {share}")
 
 
 def text_settings(args: Namespace) -> dict[str, str | int | float]:
-    """The hyperparameters that decide which tokens are trained on and which are held out. They are saved with the weights."""
+    """The hyperparameters that decide which tokens are trained on and which are held out: saved with the weights."""
     names = ("dataset", "text_column", "vocab_size", "val_fraction", "tokenizer_chars")
     return {name: getattr(args, name) for name in names}
 
 
 def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Corpus, str]:
-    """The text that a trained model was trained on, for scripts that measure it on the articles it has not seen.
+    """The text that a model was trained on, for scripts that measure it on the articles it has not seen.
 
-    The settings saved with the weights are used, except those that the command line gives. Raises UserError if the result
-    is another text, or another split of it, than the model was trained on: its held-out articles would not be held out.
+    Takes the settings saved with the weights, except those that the command line gives. Raises UserError if the
+    result is another text, or another split of it: its held-out articles may be among those trained on.
     """
     for name, value in model.trained_on.get("settings", {}).items():
         if name not in args.given:
@@ -81,12 +82,13 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
     if not same_text or tokenizer_key(corpus.tokenizer) != tokenizer_key(tokenizer):
         if name == BUNDLED and args.dataset != BUNDLED:  # it stands in for the data set
             raise UserError(
-                f"the model in {args.out_dir} was trained on {args.dataset}, and the Hugging Face hub cannot be reached: "
-                "try again when it can"
+                f"the model in {args.out_dir} was trained on {args.dataset}, and the Hugging Face hub cannot be "
+                "reached: try again when it can"
             )
         raise UserError(
-            f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out the flags of "
-            "the text, or give those that train.py had (--dataset, --text_column, --val_fraction, --vocab_size)"
+            f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out the "
+            "flags of the text, or give those that train.py had (--dataset, --text_column, --val_fraction, "
+            "--vocab_size)"
         )
     return corpus, name
 
@@ -94,8 +96,8 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
 class TextDataset(Dataset):
     """A sequence of tokens, from token `first` on, cut into windows of max_seq_len. A short tail is left out.
 
-    Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). Windows do not overlap, and each target is the
-    token one step ahead of its input:
+    Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). Windows do not overlap, and each target
+    is the token one step ahead of its input:
 
         tokens      5 8 2 9 4 7 1      max_seq_len 3
         input_ids   5 8 2 | 9 4 7
@@ -118,6 +120,6 @@ class TextDataset(Dataset):
 
 
 def validation_windows(tokens: np.ndarray, max_seq_len: int, most: int) -> Subset:
-    """The held-out windows that a validation loss is measured on: all of them, or an even sample of at most `most`."""
+    """The windows that a validation loss is measured on: all, or an even sample of at most `most`."""
     windows = TextDataset(tokens, min(max_seq_len, len(tokens) - 1))
     return Subset(windows, range(0, len(windows), math.ceil(len(windows) / most)))

@@ -1,7 +1,7 @@
 """Continue a prompt with the trained model:  python generate.py "Волга впадает в"
 
 Reads the tokenizer and the weights that train.py left in out_dir, and prints the text as it comes.
-For speed, export the model (python export.py --gguf) and run it in llama.cpp: docs/use_your_model_elsewhere.md.
+For speed, export the model (python export.py --gguf) to llama.cpp: docs/use_your_model_elsewhere.md.
 """
 
 import itertools
@@ -23,8 +23,8 @@ from support.numpy_decoder import fastest_step
 def text_stream(tokenizer: Tokenizer, ids: Iterable[int], prompt: str = "") -> Iterator[str]:
     """The text of the tokens as they come after the prompt, with an empty line after an article.
 
-    A token may hold a part of a character's bytes: its text comes with the token that completes the character. Inside an
-    article there is white space before <EOS>; without it, the article ends.
+    A token may hold a part of a character's bytes: its text comes with the token that completes the character.
+    Inside an article there is white space before <EOS>; without it, the article ends.
     """
     stream, eos, last_text = DecodeStream(skip_special_tokens=True), tokenizer.token_to_id(EOS), prompt or " "
     for token in ids:
@@ -49,13 +49,13 @@ def first_sentences(ids: Iterable[int], eos: int, count: int) -> Iterator[int]:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("prompt", nargs="?", default="", help="how the text begins [empty]")
-    group = parser.add_argument_group("generation")
-    group.add_argument("--temperature", type=float, default=0.8, help="1: as the model predicts; 0: the likeliest [0.8]")
-    group.add_argument("--top_k", type=int, default=50, help="draw from the k likeliest tokens; 0: from all [50]")
-    group.add_argument("--top_p", type=float, default=1.0, help="draw from the likeliest with this probability together [1.0]")
-    group.add_argument("--max_new_tokens", type=int, default=200, help="length of a continuation at most [200]")
-    group.add_argument("--num_samples", type=int, default=1, help="how many continuations, computed together [1]")
-    group.add_argument("--sentences", type=int, default=0, help="stop after this many sentences; 0: do not [0]")
+    flag = parser.add_argument_group("generation").add_argument
+    flag("--temperature", type=float, default=0.8, help="1: as the model predicts; 0: the likeliest [0.8]")
+    flag("--top_k", type=int, default=50, help="draw from the k likeliest tokens; 0: from all [50]")
+    flag("--top_p", type=float, default=1.0, help="draw from the likeliest with this probability together [1.0]")
+    flag("--max_new_tokens", type=int, default=200, help="length of a continuation at most [200]")
+    flag("--num_samples", type=int, default=1, help="how many continuations, computed together [1]")
+    flag("--sentences", type=int, default=0, help="stop after this many sentences; 0: do not [0]")
     args = parse_args(parser)
     check(args, "0 or above and finite", ["temperature"], lambda value: 0 <= value < math.inf)
     check(args, "above 0 and at most 1", ["top_p"], lambda value: 0 < value <= 1)
@@ -65,7 +65,8 @@ def main() -> None:
     folder = Path(args.out_dir)
     model = load_model(folder)
     tokenizer = load_tokenizer(folder / TOKENIZER, model)
-    differences = [f"{name}={value}" for name, value in model.architecture().items() if value != getattr(args, name)]
+    sizes = model.architecture().items()
+    differences = [f"{name}={value}" for name, value in sizes if value != getattr(args, name)]
     if differences:
         names = ", ".join(differences)
         print(f"parameters.pt2 has {names}; params.py differs, and the file is right", file=sys.stderr)
