@@ -1,9 +1,9 @@
-"""The files of weights: parameters.pt2, the finished model; checkpoint.pt, from which a run goes on; and snapshots/.
+"""The files of weights: parameters.pt2, the model; checkpoint.pt, from which a run goes on; and snapshots/.
 
-A checkpoint holds the weights, Adam's averages, the step, the log so far, and everything that the result depends on: the
-hyperparameters, the text and the tokenizer. The windows of a step and its dropout follow from the seed and the step. So a
-run that goes on from a checkpoint ends with the same weights as one that was never stopped: bit for bit if neither is
-compiled and the processor is the same, otherwise up to rounding.
+A checkpoint holds the weights, Adam's averages, the step, the log so far, and everything that the result
+depends on: the hyperparameters, the text and the tokenizer. The windows of a step and its dropout follow from
+the seed and the step. So a run that goes on from a checkpoint ends with the same weights as one that was
+never stopped: bit for bit if neither is compiled and the processor is the same, otherwise up to rounding.
 """
 
 import contextlib
@@ -28,13 +28,14 @@ from support.training_log import LOG, SAMPLES
 
 PARAMETERS, TOKENIZER, CHECKPOINT = "parameters.pt2", "bpe_tokenizer.json", "checkpoint.pt"
 SNAPSHOTS, SNAPSHOT_PATTERN = "snapshots", f"step-{'[0-9]' * 8}.pt2"
-MADE_FROM_A_MODEL = [TOKENIZER, LOG, SAMPLES, SNAPSHOTS, "emergence.json", "emergence.png", "case_circuit.json"]
-MADE_FROM_A_MODEL += ["case_circuit.png", "case_circuit_pair.json", "case_circuit_pair.png", "evaluation.json"]
-MADE_FROM_A_MODEL += ["evaluation.png", "visualization.html", "huggingface"]
-# Hyperparameters that may differ when a run goes on: where things are, what is measured and when, and how products are
-# rounded (precision, compile). All others shape the result.
+MADE_FROM_A_MODEL = [TOKENIZER, LOG, SAMPLES, SNAPSHOTS, "evaluation.json", "evaluation.png", "huggingface"]
+MADE_FROM_A_MODEL += ["case_circuit.json", "case_circuit.png", "case_circuit_pair.json"]
+MADE_FROM_A_MODEL += ["case_circuit_pair.png", "emergence.json", "emergence.png", "visualization.html"]
+# Hyperparameters that may differ when a run goes on: where things are, what is measured and when, and how
+# products are rounded (precision, compile). All others shape the result.
 MAY_CHANGE_ON_RESUME = (
-    "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes snapshots precision compile given"
+    "out_dir dataset text_column sample_epochs eval_every eval_windows checkpoint_minutes snapshots "
+    "precision compile given"
 ).split()
 
 
@@ -44,10 +45,10 @@ MAY_CHANGE_ON_RESUME = (
 def read_torch_file(path: Path) -> object:
     """What torch.save wrote to path, with its tensors on the CPU. No code in the file is run.
 
-    Raises OSError if the file cannot be read, and other errors if it is no such file or a bit of it has changed.
+    Raises OSError if the file cannot be read, and other errors if it is no such file or a bit has changed.
     """
     data = io.BytesIO(Path(path).read_bytes())
-    with zipfile.ZipFile(data) as archive:  # the format of torch.save; torch.load itself ignores the checksums
+    with zipfile.ZipFile(data) as archive:  # the format of torch.save; torch.load ignores the checksums
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("it is compressed")
         damaged_entry = archive.testzip()
@@ -60,14 +61,15 @@ def read_torch_file(path: Path) -> object:
 def load_weights(path: Path | str) -> LLM:
     """The model saved at path as a state_dict, in evaluation mode on the CPU. No code in the file is run.
 
-    Raises OSError if the file cannot be read, and ValueError if it is no state_dict of an LLM, is damaged, or holds numbers
-    that are not finite.
+    Raises OSError if the file cannot be read, and ValueError if it is no state_dict of an LLM, is damaged, or
+    holds numbers that are not finite.
     """
     try:
         state = read_torch_file(path)
         architecture = {name: state["_extra_state"][name] for name in inspect.signature(LLM).parameters}
         shapes = {name: value.shape for name, value in state.items() if name != "_extra_state"}
-        if not 0 < architecture["num_layers"] <= len(shapes) or not 0 < architecture["max_seq_len"] <= MAX_SEQ_LEN:
+        layers, length = architecture["num_layers"], architecture["max_seq_len"]
+        if not 0 < layers <= len(shapes) or not 0 < length <= MAX_SEQ_LEN:
             raise ValueError("its architecture is not that of its weights")
         with torch.device("meta"):  # shapes without memory, to compare before any memory is taken
             expected = {name: value.shape for name, value in LLM(**architecture).named_parameters()}
@@ -100,7 +102,7 @@ def snapshot_paths(folder: Path) -> list[tuple[int, Path]]:
 
 
 def load_snapshot(path: Path) -> LLM:
-    """The model of a file of weights, in float32 and evaluation mode on the CPU. Raises UserError if the file is none."""
+    """The model of a file of weights, in evaluation mode on the CPU. Raises UserError if the file is none."""
     try:
         return load_weights(path)
     except ValueError as error:
@@ -115,7 +117,7 @@ def weights_are_finite(model: torch.nn.Module) -> bool:
 
 
 def write_torch_file(path: Path, state: dict) -> None:
-    """torch.save, flushed to the disk and renamed: the file at path is always whole. Raises OSError if that fails."""
+    """torch.save, flushed to the disk and renamed: the file at path is always whole. May raise OSError."""
     data = io.BytesIO()  # if the disk is full, torch.save to a file raises an error that does not say so
     torch.save(state, data)
     with atomic_write(path) as temporary:
@@ -124,11 +126,12 @@ def write_torch_file(path: Path, state: dict) -> None:
 
 def state_on_cpu(model: LLM) -> dict:
     """The model's state_dict with its tensors on the CPU."""
-    return {name: value.cpu() if torch.is_tensor(value) else value for name, value in model.state_dict().items()}
+    state = model.state_dict().items()
+    return {name: value.cpu() if torch.is_tensor(value) else value for name, value in state}
 
 
 def save_model(model: LLM, corpus: Corpus, folder: Path, finished: bool) -> None:
-    """Write the weights, and the tokenizer that belongs to them. Whether the run has finished is saved with the weights."""
+    """Write the weights, marked as of a finished run or not, and the tokenizer that belongs to them."""
     model.trained_on["finished"] = finished
     with atomic_write(folder / TOKENIZER) as temporary:  # renamed last, if the weights could be written
         temporary.write_text(corpus.tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -136,7 +139,7 @@ def save_model(model: LLM, corpus: Corpus, folder: Path, finished: bool) -> None
 
 
 def snapshot_steps(steps: int, count: int) -> set[int]:
-    """The steps before the last one at which weights are kept, `count` of them, evenly spaced in log(step + 1), 0 included.
+    """The `count` steps, 0 among them and the last not, at which weights are kept: even in log(step + 1).
 
     Fewer if some are the same: the first lie close together.
     """
@@ -145,18 +148,19 @@ def snapshot_steps(steps: int, count: int) -> set[int]:
 
 def save_snapshot(model: LLM, folder: Path, step: int) -> None:
     """Write the weights at a step in float16, unless some are not finite, or too large for float16."""
-    state = {name: value.half() if torch.is_tensor(value) else value for name, value in state_on_cpu(model).items()}
+    state = state_on_cpu(model).items()
+    state = {name: value.half() if torch.is_tensor(value) else value for name, value in state}
     if all(bool(value.isfinite().all()) for value in state.values() if torch.is_tensor(value)):
         (folder / SNAPSHOTS).mkdir(exist_ok=True)
         write_torch_file(folder / SNAPSHOTS / f"step-{step:08}.pt2", state)
 
 
 def keep_previous_model(folder: Path) -> None:
-    """Move the finished model in the folder, with all that its run and the scripts made of it, into previous/.
+    """Move the finished model in the folder, with all that was made of it, into previous/.
 
-    A run calls this when it takes the folder over. Unfinished weights are left to be overwritten: they must not displace
-    what is in previous/. Their snapshots are removed. The files are moved into a folder beside it, which then takes its
-    place; an interrupted move goes on.
+    A run calls this when it takes the folder over. Unfinished weights are left to be overwritten: they must
+    not displace what is in previous/. Their snapshots are removed. The files are moved into a folder beside
+    it, which then takes its place; an interrupted move goes on.
     """
     moving, previous, old = (folder / name for name in ("previous.moving", "previous", "previous.old"))
     if not holds_finished_model(folder) and not moving.exists():
@@ -176,7 +180,7 @@ def keep_previous_model(folder: Path) -> None:
 
 
 def holds_finished_model(folder: Path) -> bool:
-    """Whether parameters.pt2 is of a run that ended. Older files do not say; theirs is unfinished if a checkpoint is there.
+    """Whether parameters.pt2 is of a run that ended. Older files do not say: beside a checkpoint, no.
 
     What cannot be read counts as finished, so that it is kept.
     """
@@ -197,7 +201,7 @@ FOLDER_IN_USE = "another run is training in"  # how the error of lock_folder() b
 
 
 def lock_folder(folder: Path) -> IO:
-    """Reserve the folder for this process until it ends, however it ends. The lock is held while the returned file is open.
+    """Reserve the folder for this process until the returned file is closed or the process ends.
 
     Raises UserError if another run holds it. Removes what a killed run left half-written.
     """
@@ -219,7 +223,7 @@ def lock_folder(folder: Path) -> IO:
 
 
 def run_identity(args: Namespace, epochs: float, corpus: Corpus) -> dict:
-    """What the result of a run depends on. A run goes on only from a checkpoint in which all of it is the same."""
+    """What the result of a run depends on: it goes on only from a checkpoint where all this is the same."""
     shaping = {name: value for name, value in sorted(vars(args).items()) if name not in MAY_CHANGE_ON_RESUME}
     if shaping.get("model"):  # the class counts, not where it is
         shaping["model"] = hashlib.blake2b(Path(args.model).read_bytes(), digest_size=8).hexdigest()
@@ -228,12 +232,13 @@ def run_identity(args: Namespace, epochs: float, corpus: Corpus) -> dict:
 
 def aside_path(folder: Path, identity: dict) -> Path:
     """Where the checkpoint of an unfinished run is kept while another run trains in the folder."""
-    key = hashlib.blake2b(json.dumps(identity, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+    text = json.dumps(identity, sort_keys=True, default=str)
+    key = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     return folder / f"checkpoint-{key}.pt"
 
 
 def find_checkpoint(folder: Path, identity: dict) -> dict | None:
-    """The checkpoint of this run if there is one. That of another run is kept aside, and found when that one goes on.
+    """The checkpoint of this run, if there is one. That of another run is kept aside until that one goes on.
 
     With it go the snapshots of that run. Raises UserError if the file is damaged.
     """

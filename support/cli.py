@@ -1,4 +1,4 @@
-"""The command line: params.py as flags whose values are checked, errors of one line, files that are never half-written."""
+"""The command line: params.py as flags with checks, errors of one line, files that are never half-written."""
 
 import argparse
 import contextlib
@@ -17,18 +17,19 @@ import params
 # The type of each hyperparameter. It cannot be read off the value in params.py, where people write 1 for 1.0.
 TEXT = "dataset text_column out_dir precision compile".split()
 WHOLE = (
-    "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars snapshots seed"
+    "d_model num_heads num_layers max_seq_len vocab_size batch_size eval_every eval_windows tokenizer_chars "
+    "snapshots seed"
 ).split()
 REAL = (
-    "dropout val_fraction epochs sample_epochs learning_rate embedding_rate warmup decay grad_clip adam_beta1 adam_beta2 "
-    "weight_decay checkpoint_minutes"
+    "dropout val_fraction epochs sample_epochs learning_rate embedding_rate warmup decay grad_clip "
+    "adam_beta1 adam_beta2 weight_decay checkpoint_minutes"
 ).split()
 
 MAX_SEQ_LEN = 2**17  # the longest window; one that a damaged file asks for could take all memory
 
 
 class UserError(Exception):
-    """An error that the person can mend. Its text says what is wrong and what to do; run_script() prints it as one line."""
+    """An error that the person can mend: its text, which run_script() prints as one line, says how."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,16 +38,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with a flag for every line of params.py: its name, the type of its value, its comment as the help."""
+    """A parser with a flag for every line of params.py: its name, its type, its comment as the help."""
     lines = re.findall(r"^(\w+) *= *.*?(?:\s# *(.*))?$", inspect.getsource(params), re.MULTILINE)
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=description, formatter_class=layout, allow_abbrev=False)
     group = parser.add_argument_group("hyperparameters, with their values in params.py")
     for name, comment in dict(lines).items():  # of a name assigned twice the last line counts, as in Python
         default = getattr(params, name)
         value_type = float if name in REAL else type(default)
         help_text = f"{comment} [{default}]".replace("%", "%%")
         group.add_argument(
-            f"--{name}", type=value_type, default=default, metavar=value_type.__name__, help=help_text, action=Given
+            f"--{name}", type=value_type, default=default, metavar=value_type.__name__,
+            help=help_text, action=Given,
         )
     return parser
 
@@ -66,24 +69,25 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """
     args = parser.parse_args()
     args.given = getattr(args, "given", frozenset())
-    check(args, "text", TEXT, lambda value: type(value) is str)
-    check(args, "a whole number", WHOLE, lambda value: type(value) is int)
-    check(args, "a number", REAL, lambda value: type(value) in (int, float))
-    check(args, "not empty and without a null character", TEXT, lambda value: value and "\0" not in value)
+    check(args, "text", TEXT, lambda x: type(x) is str)
+    check(args, "a whole number", WHOLE, lambda x: type(x) is int)
+    check(args, "a number", REAL, lambda x: type(x) in (int, float))
+    check(args, "not empty and without a null character", TEXT, lambda x: x and "\0" not in x)
     counts = "d_model num_heads num_layers batch_size eval_every eval_windows tokenizer_chars".split()
-    check(args, "at least 1 and below 2^31", counts, lambda value: 1 <= value < 2**31)
-    check(args, f"at least 1 and at most {MAX_SEQ_LEN}", ["max_seq_len"], lambda value: 1 <= value <= MAX_SEQ_LEN)
-    check(args, "from 0 to 100", ["snapshots"], lambda value: 0 <= value <= 100)
-    check(args, "from 257 (<EOS> and the 256 bytes) to a million", ["vocab_size"], lambda value: 257 <= value <= 10**6)
-    check(args, "above 0 and at most a million", ["epochs", "sample_epochs"], lambda value: 0 < value <= 10**6)
-    check(args, "above 0 and finite", ["learning_rate", "embedding_rate", "grad_clip"], lambda value: 0 < value < math.inf)
-    check(args, "0 or above and finite", ["weight_decay", "checkpoint_minutes"], lambda value: 0 <= value < math.inf)
-    check(args, "0 or above and below 1", ["dropout", "adam_beta1", "adam_beta2"], lambda value: 0 <= value < 1)
-    check(args, "from 0 to 1", ["warmup", "decay"], lambda value: 0 <= value <= 1)
-    check(args, "above 0 and at most 0.5", ["val_fraction"], lambda value: 0 < value <= 0.5)
-    check(args, "0 or above and below 2^63", ["seed"], lambda value: 0 <= value < 2**63)
-    check(args, "auto, float32 or bfloat16", ["precision"], lambda value: value in ("auto", "float32", "bfloat16"))
-    check(args, "auto, on or off", ["compile"], lambda value: value in ("auto", "on", "off"))
+    check(args, "at least 1 and below 2^31", counts, lambda x: 1 <= x < 2**31)
+    check(args, f"at least 1 and at most {MAX_SEQ_LEN}", ["max_seq_len"], lambda x: 1 <= x <= MAX_SEQ_LEN)
+    check(args, "from 0 to 100", ["snapshots"], lambda x: 0 <= x <= 100)
+    check(args, "from 257 (<EOS> and 256 bytes) to a million", ["vocab_size"], lambda x: 257 <= x <= 10**6)
+    check(args, "above 0 and at most a million", ["epochs", "sample_epochs"], lambda x: 0 < x <= 10**6)
+    rates = ["learning_rate", "embedding_rate", "grad_clip"]
+    check(args, "above 0 and finite", rates, lambda x: 0 < x < math.inf)
+    check(args, "0 or above and finite", ["weight_decay", "checkpoint_minutes"], lambda x: 0 <= x < math.inf)
+    check(args, "0 or above and below 1", ["dropout", "adam_beta1", "adam_beta2"], lambda x: 0 <= x < 1)
+    check(args, "from 0 to 1", ["warmup", "decay"], lambda x: 0 <= x <= 1)
+    check(args, "above 0 and at most 0.5", ["val_fraction"], lambda x: 0 < x <= 0.5)
+    check(args, "0 or above and below 2^63", ["seed"], lambda x: 0 <= x < 2**63)
+    check(args, "auto, float32 or bfloat16", ["precision"], lambda x: x in ("auto", "float32", "bfloat16"))
+    check(args, "auto, on or off", ["compile"], lambda x: x in ("auto", "on", "off"))
     if args.d_model % (2 * args.num_heads):
         raise UserError(
             f"--d_model {args.d_model} must divide into --num_heads {args.num_heads} heads of an even size, "
@@ -94,7 +98,7 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace, requirement: str, names: list[str], holds: Callable) -> None:
-    """Raise UserError unless holds(value) for each of the names in args. The requirement says in words what must hold."""
+    """Raise UserError unless holds(value) for each of the names in args; the requirement says it in words."""
     for name in names:
         if not hasattr(args, name):
             raise UserError(f"params.py has no line for {name}: write  {name} = ...  in it")
@@ -103,7 +107,7 @@ def check(args: argparse.Namespace, requirement: str, names: list[str], holds: C
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run main(). Errors that the person can mend become one line and exit code 2; all others are bugs and show a traceback."""
+    """Run main(). An error that the person can mend becomes one line and exit code 2, a bug a traceback."""
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -143,8 +147,12 @@ def silence_closed_streams() -> None:
 
 def one_line(error: Exception) -> str | None:
     """What to tell the person about an error, or None if it is a bug."""
-    if isinstance(error, MemoryError) or re.search(r"out of memory|allocate memory", str(error), re.IGNORECASE):
-        return "not enough memory: train with a smaller --batch_size, --max_seq_len or --d_model, or generate fewer --num_samples"
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        return (
+            "not enough memory: train with a smaller --batch_size, --max_seq_len or --d_model, "
+            "or generate fewer --num_samples"
+        )
     if isinstance(error, RuntimeError):
         return None
     if isinstance(error, OSError) and error.strerror:
@@ -154,7 +162,7 @@ def one_line(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Replace a file whole or not at all:  with atomic_write(path) as temporary: ...  writes beside it and renames."""
+    """Replace a file whole or not at all:  with atomic_write(path) as temporary: ...  Renamed at the end."""
     temporary = None
     try:
         handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
@@ -170,7 +178,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(folder)
             os.close(folder)
     except OSError as error:
-        if not error.filename or str(error.filename).endswith(".tmp"):  # a full disk names no file, others the temporary one
+        if not error.filename or str(error.filename).endswith(".tmp"):  # a full disk names no file
             error.filename = str(path)
         raise
     finally:

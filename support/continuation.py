@@ -20,7 +20,7 @@ def continue_prompt(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> str:
-    """The prompt and its continuation, to the end of the sentence or for max_new_tokens. Temperature 0: the likeliest."""
+    """The prompt, continued to the end of a sentence or by max_new_tokens. Temperature 0: the likeliest."""
     was_training = model.training
     model.eval()
     prompt, ids = encode_prompt(tokenizer, prompt)

@@ -1,8 +1,8 @@
 """Several processes that train one model together:  torchrun --nproc_per_node=2 train.py
 
-Each process computes its share of every batch, and DistributedDataParallel averages their gradients, so all of them make
-the same step (Li et al. 2020, arXiv:2006.15704). Rank 0 alone writes files and shows progress. `python train.py` is one
-process, rank 0 of 1.
+Each process computes its share of every batch, and DistributedDataParallel averages their gradients, so all
+of them make the same step (Li et al. 2020, arXiv:2006.15704). Rank 0 alone writes files and shows progress.
+`python train.py` is one process, rank 0 of 1.
 """
 
 import contextlib
@@ -67,7 +67,8 @@ def data_parallel(model: torch.nn.Module, device: torch.device) -> torch.nn.Modu
     """The model with its gradients averaged over the processes. With one process, the model itself."""
     if not dist.is_initialized():
         return model
-    return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)
+    device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids)
 
 
 def all_reduce_mean(value: torch.Tensor) -> torch.Tensor:

@@ -1,26 +1,30 @@
 """The training loss: output layer and cross-entropy in one, a few hundred positions at a time.
 
-The logits are the largest tensor by far: for 16 windows of 128, 2,048 positions x 5,000 tokens, 41 MB, and their gradient is as
-much again. Nobody needs them all at once. OutputLoss computes them in chunks that fit into the processor's cache, and, while a
-chunk is there, its share of both gradients. Liger-Kernel (arXiv:2410.10989, section 3.2) does the same on GPUs.
+The logits are the largest tensor by far: for 16 windows of 128, 2,048 positions x 5,000 tokens, 41 MB, and
+their gradient is as much again. Nobody needs them all at once. OutputLoss computes them in chunks that fit
+into the processor's cache, and, while a chunk is there, its share of both gradients. Liger-Kernel
+(arXiv:2410.10989, section 3.2) does the same on GPUs.
 """
 
 import torch
 from torch import Tensor, nn
 
-CHUNK_ROWS = 512  # positions at a time on a CPU: 10 MB of logits. The default batch, 16 windows of 128, is four chunks
+CHUNK_ROWS = 512  # positions at a time on a CPU: 10 MB of logits. The default batch of 2,048 is four chunks
 
 
 class OutputLoss(torch.autograd.Function):
     """The mean of -log softmax(x W^T)[target] over the rows of x, and its gradients for x and W.
 
-    With P = softmax(x W^T), Y = 1 at the targets and 0 elsewhere, and N rows, the gradient for the logits is (P - Y) / N. So
-    that for x is (P - Y) W / N, and that for W is (P - Y)^T x / N. Both products are ready before backward() asks for them.
+    With P = softmax(x W^T), Y = 1 at the targets and 0 elsewhere, and N rows, the gradient for the logits is
+    (P - Y) / N. So that for x is (P - Y) W / N, and that for W is (P - Y)^T x / N. Both products are ready
+    before backward() asks for them.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, with_gradients: bool) -> Tensor:
-        """x (N, D) in the precision of the products, weight (V, D), targets (N,) int64. Returns a tensor ()."""
+    def forward(
+        ctx, x: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int, with_gradients: bool
+    ) -> Tensor:
+        """x (N, D) in the products' precision, weight (V, D), targets (N,) int64. Returns a tensor ()."""
         N, W = len(targets), weight.to(x.dtype)
         total = weight.new_zeros(())
         x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
@@ -46,7 +50,7 @@ class OutputLoss(torch.autograd.Function):
 
 
 class TrainingLoss(nn.Module):
-    """loss(input_ids, target_ids), both (B, T): the mean cross-entropy in nats per token, matrix products in dtype.
+    """loss(input_ids, target_ids), both (B, T): the mean cross-entropy in nats per token, products in dtype.
 
     A module, since DistributedDataParallel averages the gradients of a module.
     """
@@ -60,6 +64,7 @@ class TrainingLoss(nn.Module):
         with torch.autocast(device_type, self.dtype, enabled=self.dtype != torch.float32):
             x = self.model.norm(self.model.residual(input_ids)).flatten(0, 1)  # (B T, D)
         targets = target_ids.flatten()
-        chunk_rows = CHUNK_ROWS if device_type == "cpu" else len(targets)  # a GPU has room, and each call costs time
+        # A GPU has room; each call costs time
+        chunk_rows = CHUNK_ROWS if device_type == "cpu" else len(targets)
         weight = self.model.embedding.weight
         return OutputLoss.apply(x.to(self.dtype), weight, targets, chunk_rows, torch.is_grad_enabled())

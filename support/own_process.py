@@ -1,4 +1,4 @@
-"""Jobs in a process of their own, which gives back all the memory that they take, and leaves this one's settings alone."""
+"""Jobs in a process of their own, whose memory goes back when it ends, and whose settings are its own."""
 
 import contextlib
 import multiprocessing
@@ -20,12 +20,15 @@ def end_with_parent() -> None:
 
 @contextlib.contextmanager
 def own_processes(
-    count: int | None = 1, start_method: str | None = None, start: Callable = end_with_parent, arguments: tuple = ()
+    count: int | None = 1,
+    start_method: str | None = None,
+    start: Callable = end_with_parent,
+    arguments: tuple = (),
 ) -> Iterator[ProcessPoolExecutor]:
     """An executor of `count` processes (None: one a core), each of which first calls start(*arguments).
 
-    The start method is one of multiprocessing's: "spawn" starts a new Python, None is what the system usually does.
-    Raises UserError if a process is killed. Jobs that have not begun when the block is left are dropped.
+    The start method is one of multiprocessing's: "spawn" starts a new Python, None is what the system usually
+    does. Raises UserError if a process is killed. When the block is left, jobs that wait are dropped.
     """
     pool = ProcessPoolExecutor(count, multiprocessing.get_context(start_method), start, arguments)
     try:

@@ -1,8 +1,9 @@
-"""What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, our own model in llama.cpp, and the matrix products alone.
+"""What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, our own model in llama.cpp, and the
+matrix products alone.
 
-A function that ends in _steps returns a function that makes `count` training steps as the peer's own code makes them.
-What a peer computes, and what bench.py generates with ours, is decorated with default_products(). Peers that are not
-installed raise ImportError.
+A function that ends in _steps returns a function that makes `count` training steps as the peer's own code
+makes them. What a peer computes, and what bench.py generates with ours, is decorated with default_products().
+Peers that are not installed raise ImportError.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ class GenerationPeer(NamedTuple):
 
     name: str
     generate: Callable[[Tensor, int], object]
-    has_cache: bool = True  # of keys and values, up to the window; else it computes the whole window for each token
+    # Of keys and values, up to the window; else it computes the whole window for each token
+    has_cache: bool = True
     streams: tuple[int, ...] = (1, 16)  # how many rows it can take
 
 
@@ -63,7 +65,8 @@ def product_steps(args: Namespace, precision: str, count: int) -> Callable[[], N
             for w in weights:
                 x, y = inputs[w.shape[1]], inputs[w.shape[0]]
                 F.linear(x, w), y @ w, y.T @ x
-            for _ in range(3 * args.num_layers):  # queries with keys, and its two backward products; as many to mix the values
+            # Queries with keys, and its two backward products; as many to mix the values
+            for _ in range(3 * args.num_layers):
                 q @ q.transpose(-2, -1), scores @ q
 
     return steps
@@ -146,7 +149,8 @@ def nanogpt_generation(folder: str, args: Namespace) -> GenerationPeer:
 
 
 def llama_cpp_generation(model: LLM, tokenizer: Tokenizer) -> GenerationPeer:
-    """The same model as export.py --gguf --quantize q8_0 writes it, with the settings of the package llama-cpp-python.
+    """The same model as export.py --gguf --quantize q8_0 writes it, with the settings of the package
+    llama-cpp-python.
 
     In float32 if q8_0 does not fit the width.
     """

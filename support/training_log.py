@@ -1,4 +1,4 @@
-"""The log of a training run: training_log.csv, a row for each validation, and training_samples.jsonl, what the model wrote."""
+"""The log of a run: training_log.csv, a row a validation; training_samples.jsonl, what the model wrote."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ def write_log(folder: Path, rows: list[list], samples: list[dict]) -> None:
 
 
 def read_log(folder: Path) -> dict[str, list[float]]:
-    """The columns of training_log.csv, or {} if there is no row or no file. Raises UserError if train.py did not write it so."""
+    """The columns of training_log.csv; {} if there is no row or no file. Raises UserError if damaged."""
     path = folder / LOG
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
@@ -48,7 +48,8 @@ def read_samples(folder: Path) -> list[dict]:
     """The lines of training_samples.jsonl, none if there is no file. Raises UserError if one is not JSON."""
     path = folder / SAMPLES
     try:
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # a sample may hold other separators
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        lines = text.split("\n")  # not splitlines(): a sample may hold other separators
         return [json.loads(line) for line in lines if line.strip()]
     except ValueError as error:
         raise UserError(f"{path} is not what train.py writes: {error}") from error

@@ -1,9 +1,9 @@
 """The bookkeeping of a training run: how far it has come, its log, its checkpoints, and how it ends.
 
-In every step train.py's loop calls record(), save_snapshot_if_due(), should_stop() and save_if_due(), and log() where
-evaluation_due().
-Three things can end a run early: a signal (Ctrl-C), a loss that is not finite, and the end of another process. What was
-learned is saved: every step done, or, if the loss is not finite, the weights of the last validation.
+In every step train.py's loop calls record(), save_snapshot_if_due(), should_stop() and save_if_due(), and
+log() where evaluation_due(). Three things can end a run early: a signal (Ctrl-C), a loss that is not finite,
+and the end of another process. What was learned is saved: every step done, or, if the loss is not finite, the
+weights of the last validation.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ from support.distributed import all_reduce_mean, broadcast_from_rank_zero
 from support.training_log import log_text, samples_text, write_log
 
 CHECK_EVERY = 10  # steps; to read a loss from the device, or to ask the other processes, is to wait for them
-ESTIMATE_AT = 3 * CHECK_EVERY  # after this many steps since the start, or since it goes on, print how long the rest takes
+ESTIMATE_AT = 3 * CHECK_EVERY  # after so many steps, in a resumed run anew, print how long the rest takes
 MOST_SAMPLES = 40  # lines of training_samples.jsonl, about
 
 
 class TrainingRun:
-    """One run of train.py, resumed from its checkpoint if there is one. Use it as a context manager around the loop."""
+    """One run of train.py, resumed from its checkpoint if there is one: a context manager around the loop."""
 
     def __init__(
         self, model: LLM, optimizer: torch.optim.Optimizer, corpus: Corpus, args: Namespace, epochs: float,
@@ -66,8 +66,8 @@ class TrainingRun:
         self.interval_seconds = 0.0  # of these, since the last row of the log
         self.interval_tokens = 0
         self.interval_steps = 0
-        # The sum of their losses: a list of them, small blocks kept between the large ones of each step, would leave the heap
-        # full of gaps that no large block fits into, up to 4 MB a step
+        # The sum of their losses: a list of them, small blocks kept between the large ones of each step,
+        # would leave the heap full of gaps that no large block fits into, up to 4 MB a step
         self.interval_loss = torch.zeros((), device=model.embedding.weight.device)
         self.log_rows: list[list] = []
         self.samples: list[dict] = []
@@ -79,7 +79,7 @@ class TrainingRun:
         self._resume()
         self.clock = self.saved_at = time.monotonic()
         self.timed_at = self.step, self.clock
-        self.step_seconds: deque[float] = deque(maxlen=5)  # per step, of the last intervals of CHECK_EVERY steps
+        self.step_seconds: deque[float] = deque(maxlen=5)  # of a step, in the last CHECK_EVERY steps each
         self.estimate_at = self.step + ESTIMATE_AT
 
     def _resume(self) -> None:
@@ -109,7 +109,7 @@ class TrainingRun:
     # What the loop calls, in this order
 
     def record(self, loss: Tensor, learning_rate: float, num_tokens: int) -> None:
-        """Count a step that was done. Raises UserError if the loss has become not finite; the last good weights are saved."""
+        """Count a step. Raises UserError if its loss is not finite; the last good weights are saved."""
         self.step += 1
         self.tokens += num_tokens
         self.interval_tokens += num_tokens
@@ -140,7 +140,7 @@ class TrainingRun:
         return self.step == self.steps or self.step % self.args.eval_every == 0
 
     def sample_due(self) -> bool:
-        """Whether a sample belongs into training_samples.jsonl at this step: about MOST_SAMPLES are spread over the run."""
+        """Whether training_samples.jsonl gets a sample now: about MOST_SAMPLES, spread over the run."""
         if not self.samples:
             return True
         place = self.step * MOST_SAMPLES // self.steps
@@ -155,7 +155,8 @@ class TrainingRun:
             self._end_not_finite("validation loss", val_loss)
         self._check_weights()
         rate = self.interval_tokens / self.interval_seconds
-        row = [self.step, self.tokens, self.seconds, self._train_loss(), val_loss, bits_per_char, self.learning_rate, rate]
+        losses = [self._train_loss(), val_loss, bits_per_char]
+        row = [self.step, self.tokens, self.seconds, *losses, self.learning_rate, rate]
         self.log_rows.append(row)
         self._read_clock()  # the time of the validation counts, but not for tokens/s
         self.interval_steps, self.interval_seconds, self.interval_tokens = 0, 0.0, 0
@@ -172,7 +173,8 @@ class TrainingRun:
             return bool(self.received_signals)
         if not self.checks_now():
             return False
-        signalled = torch.tensor(float(bool(self.received_signals)), device=self.model.embedding.weight.device)
+        device = self.model.embedding.weight.device
+        signalled = torch.tensor(float(bool(self.received_signals)), device=device)
         return all_reduce_mean(signalled).item() > 0
 
     def save_if_due(self) -> None:
@@ -197,7 +199,7 @@ class TrainingRun:
         return None
 
     def _save_model(self, finished: bool) -> None:
-        """Write the weights and, as the folder may hold those of another run, the log and the samples that belong to them."""
+        """Write the weights and, as the folder may hold those of another run, their log and samples."""
         write_log(self.folder, self.log_rows, self.samples)
         save_model(self.model, self.corpus, self.folder, finished)
 
@@ -209,18 +211,19 @@ class TrainingRun:
     # Checkpoints
 
     def save_checkpoint(self) -> None:
-        """Write checkpoint.pt, unless there are weights that are not finite: from these no run should go on."""
+        """Write checkpoint.pt, unless weights are not finite: from these no run should go on."""
         if not weights_are_finite(self.model):
             return
         self._read_clock()
         progress = {name: getattr(self, attribute) for name, attribute in PROGRESS_FIELDS.items()}
         progress["interval_loss"] = self.interval_loss.item()
-        state = {"run": self.identity, "weights": state_on_cpu(self.model), "optimizer": self.optimizer.state_dict()}
+        state = {"run": self.identity, "weights": state_on_cpu(self.model)}
+        state["optimizer"] = self.optimizer.state_dict()
         write_torch_file(self.folder / CHECKPOINT, state | {"progress": progress})
         self.saved_at = time.monotonic()
 
     def _restore(self, state: dict) -> None:
-        """Bring the model, the optimizer and this run to where the checkpoint was. Raises UserError if it does not fit."""
+        """Bring model, optimizer and run to where the checkpoint was. Raises UserError if it does not fit."""
         try:
             self.model.load_state_dict(state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -233,7 +236,8 @@ class TrainingRun:
                 for parameter, averages in self.optimizer.state.items()
                 for value in averages.values()
             )
-            counted = type(self.step) is int and self.step > 0 and math.isfinite(self.seconds + self.interval_seconds)
+            seconds = self.seconds + self.interval_seconds
+            counted = type(self.step) is int and self.step > 0 and math.isfinite(seconds)
             if not (averages_fit and counted and weights_are_finite(self.model)):
                 raise ValueError("it holds impossible numbers")
             log_text(self.log_rows), samples_text(self.samples)  # fails if they are not what it writes
@@ -242,7 +246,8 @@ class TrainingRun:
 
     def _check_weights(self) -> None:
         if not weights_are_finite(self.model):
-            largest = torch.stack([parameter.detach().abs().max() for parameter in self.model.parameters()]).max()
+            sizes = [parameter.detach().abs().max() for parameter in self.model.parameters()]
+            largest = torch.stack(sizes).max()
             self._end_not_finite("largest weight", largest.item())
 
     def _end_not_finite(self, what: str, value: float) -> None:
@@ -272,7 +277,7 @@ class TrainingRun:
         self.step_seconds.append((self.timed_at[1] - then) / max(1, self.step - step))
 
     def _seconds_left(self) -> float:
-        """What the rest of the whole run takes. The median of some intervals: compiling and validation fall into few of them."""
+        """What the rest of the run takes, by a median: compiling and validation fall into few intervals."""
         return statistics.median(self.step_seconds) * (self.steps - self.step)
 
     def _print_estimate(self) -> None:
@@ -281,8 +286,9 @@ class TrainingRun:
         if self.step == self.steps:
             return
         seconds, tokens = self._seconds_left(), (self.steps - self.step) * self.tokens / self.step
-        line = f"  {tokens:,.0f} tokens to go at {tokens / seconds:,.0f} tokens/s: about {tqdm.format_interval(seconds)}"
-        if seconds > 120 and self.step == ESTIMATE_AT:  # a run that goes on would start anew with other epochs
+        rate, time_left = tokens / seconds, tqdm.format_interval(seconds)
+        line = f"  {tokens:,.0f} tokens to go at {rate:,.0f} tokens/s: about {time_left}"
+        if seconds > 120 and self.step == ESTIMATE_AT:  # a resumed run would start anew with other epochs
             line += f"; a fifth of that with --epochs {self.identity['epochs'] / 5:g}"
         tqdm.write(line)
 
@@ -319,7 +325,7 @@ PROGRESS_FIELDS = {
 
 @contextlib.contextmanager
 def record_signals(received: list[str]) -> Iterator[None]:
-    """Records the names of signals in the list instead of exiting, and puts the old handlers back at the end."""
+    """Records the names of signals in a list instead of exiting; puts the old handlers back at the end."""
 
     def record(number: int, frame) -> None:
         received.append(signal.Signals(number).name)
