@@ -1,9 +1,9 @@
 """The model: a decoder-only transformer, written out from nn.Linear, nn.Embedding and tensor functions.
 
-It takes token ids and returns, for every position, the logits (unnormalised log-probabilities) of the next token.
-The architecture is the dense Qwen3 (2025, arXiv:2505.09388); publishing/qwen3.py lists its names for these tensors.
+It takes token ids and returns, at every position, the logits (unnormalised log-probabilities) of the next
+token. The architecture is the dense Qwen3 (2025, arXiv:2505.09388): publishing/qwen3.py lists its names.
 
-Shapes in the comments: B sequences of T tokens, S positions attended to, D = d_model, H heads of size d = D / H.
+Shapes: B sequences of T tokens, S positions attended to, D = d_model, H heads of size d = D / H.
 """
 
 import math
@@ -18,7 +18,7 @@ NORM_EPS = 1e-6  # keeps RMSNorm finite where all features are zero
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis  (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4)."""
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis  (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -29,7 +29,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(length: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the angle by which each pair of features turns, by position: two tensors (length, head_size / 2).
+    """Cosine and sine of the angles by which pairs of features turn: two tensors (length, head_size / 2).
 
     Pair i, the features i and i + head_size / 2, turns by position * ROTARY_BASE^(-2i / head_size)
     (Su et al. 2021, arXiv:2104.09864, section 3.2.2).
@@ -40,19 +40,19 @@ def rotary_tables(length: int, head_size: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (a, b) of features of x (..., T, d) to (a cos - b sin, b cos + a sin)  (arXiv:2104.09864, eq. 34).
+    """Turn each pair (a, b) of features of x (..., T, d) to (a cos - b sin, b cos + a sin)  (eq. 34 there).
 
     After that, the product of a query and a key depends on the distance between them, not on where they are.
     """
     a, b = x.unflatten(-1, (2, -1)).unbind(-2)  # the halves of each head: (..., T, d / 2)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-2).flatten(-2)  # with chunk and cat a step is 5% slower
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-2).flatten(-2)  # with cat 5% slower
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(d)) V, where each query sees only keys up to its own position  (arXiv:1706.03762, eq. 1).
+    """softmax(Q K^T / sqrt(d)) V, where a query sees keys up to its own position  (arXiv:1706.03762, eq. 1).
 
-    q (B, H, T, d) holds the last T of the S positions of k and v (B, H, S, d). Returns the mixed values (B, H, T, d)
-    and the attention weights (B, H, T, S), whose rows sum to 1.
+    q (B, H, T, d) holds the last T of the S positions of k and v (B, H, S, d). Returns the mixed values
+    (B, H, T, d) and the attention weights (B, H, T, S), whose rows sum to 1.
     """
     T, S = q.shape[-2], k.shape[-2]
     scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, H, T, S)
@@ -62,26 +62,28 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Attention(nn.Module):
-    """Each position asks with its query, and collects values from the positions up to it whose keys answer."""
+    """Each position asks with its query, and collects values from positions up to it whose keys answer."""
 
     def __init__(self, d_model: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False)  # queries, keys and values in one product
-        self.q_norm = RMSNorm(d_model // num_heads)  # QK-norm keeps the scores small: Henry et al. 2020, arXiv:2010.04245
+        self.q_norm = RMSNorm(d_model // num_heads)  # QK-norm keeps the scores small: arXiv:2010.04245
         self.k_norm = RMSNorm(d_model // num_heads)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, H, T, d), of x (B, T, D). Queries and keys are normalised and turned."""
+        """Queries and keys, both normalised and turned, and values of x (B, T, D), each (B, H, T, d)."""
         B, T, _ = x.shape
         q, k, v = self.qkv_proj(x).view(B, T, 3, self.num_heads, -1).unbind(2)  # each (B, T, H, d)
         q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)  # (B, H, T, d)
         k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)
         return q, k, v.transpose(1, 2)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0) -> Tensor:
-        """(B, T, D) to (B, T, D). cached (2, B, H, max_seq_len, d): the keys and values of `start` earlier tokens."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0
+    ) -> Tensor:
+        """(B, T, D) to (B, T, D). cached (2, B, H, max_seq_len, d) holds `start` earlier tokens."""
         q, k, v = self.project(x, cos, sin)
         stop = start + x.shape[1]
         if cached is not None:
@@ -89,7 +91,7 @@ class Attention(nn.Module):
             cached[1, :, :, start:stop] = v
             k, v = cached[:, :, :, :stop]  # each (B, H, S, d)
         if x.shape[1] > 1 and (start > 0 or x.device.type == "cpu" and stop <= 256):
-            y, _ = attention(q, k, v)  # 6 ms for 16 windows of 128, where the call takes 17 (bf16) or 22 (float32, AVX-512)
+            y, _ = attention(q, k, v)  # 6 ms for 16 windows of 128; the call takes 17 (bf16) or 22 (float32)
         else:  # the same in one PyTorch call, which never stores the weights; its mask needs T = S
             y = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # the heads side by side
@@ -114,7 +116,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer: attention moves information between positions, the MLP works on each. Both add to the residual stream."""
+    """A layer: attention moves information between positions, the MLP works on each. Both add to x."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float):
         super().__init__()
@@ -124,13 +126,15 @@ class Block(nn.Module):
         self.mlp = MLP(d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0
+    ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, cached, start))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # (B, T, D)
 
 
 class Cache:
-    """Keys and values of the tokens read so far. With it, the next token costs one step, not the whole text again."""
+    """Keys and values of the tokens read so far. With them, the next token costs one step, not all again."""
 
     def __init__(self, model: "LLM", batch_size: int):
         weight = model.embedding.weight
@@ -143,14 +147,15 @@ class LLM(nn.Module):
     """The language model. Its constructor's arguments are attributes, and are saved in its state_dict."""
 
     def __init__(
-        self, vocab_size: int, d_model: int, num_heads: int, num_layers: int, max_seq_len: int, dropout: float = 0.0
-    ):
+        self, vocab_size: int, d_model: int, num_heads: int, num_layers: int, max_seq_len: int,
+        dropout: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         if d_model % (2 * num_heads):
-            raise ValueError(f"d_model={d_model} does not divide into num_heads={num_heads} heads of an even size")
+            raise ValueError(f"{d_model=} does not divide into {num_heads=} heads of an even size")
         self.vocab_size, self.d_model, self.num_heads = vocab_size, d_model, num_heads
         self.num_layers, self.max_seq_len, self.dropout = num_layers, max_seq_len, dropout
-        self.trained_on = {}  # what train.py saves about the text: data set, split, keys of tokenizer and text
+        self.trained_on = {}  # what train.py saves about the text: data set, split, tokenizer
 
         self.embedding = nn.Embedding(vocab_size, d_model)  # also the output layer (arXiv:1608.05859)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout) for _ in range(num_layers))
@@ -159,8 +164,8 @@ class LLM(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-        # The embedding is the output layer, too. So before training each token predicts itself, with a logit of 0.1 D,
-        # and the first loss is about that (19.2 for D = 192, not ln(vocab_size) = 8.5). It falls within a few steps.
+        # The embedding is the output layer, too. So at first each token predicts itself, with logit 0.1 D:
+        # the loss is about that (19.2 for D = 192, not ln(vocab_size) = 8.5), and falls within a few steps.
         nn.init.normal_(self.embedding.weight, std=0.1)
         for block in self.blocks:
             for layer in (block.attention.qkv_proj, block.mlp.gate_up_proj):
@@ -189,7 +194,7 @@ class LLM(nn.Module):
         return x
 
     def rotary(self, start: int, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, each (T, d / 2), for positions start to stop - 1. Raises ValueError beyond max_seq_len."""
+        """Cosine and sine (T, d / 2) of positions start to stop - 1. Raises ValueError beyond max_seq_len."""
         if stop > self.max_seq_len:
             raise ValueError(f"{stop} tokens do not fit into the window of max_seq_len={self.max_seq_len}")
         return self.cos[start:stop].to(dtype), self.sin[start:stop].to(dtype)
@@ -205,8 +210,8 @@ class LLM(nn.Module):
     ) -> Iterator[Tensor]:  # fmt: skip
         """Yield, without end, the next token of each of the B sequences input_ids (B, T >= 1): tensors (B,).
 
-        step(input_ids, cache) computes the logits (B, vocab_size) of the token after the last; another way to do it may
-        be given. When the window is full, its older half is dropped.
+        step(input_ids, cache) computes the logits (B, vocab_size) of the token after the last; another way to
+        do it may be given. When the window is full, its older half is dropped.
         """
         step = step or (lambda input_ids, cache: self.logits(self.residual(input_ids, cache)[:, -1]))
         context, cache = input_ids, Cache(self, len(input_ids))
@@ -232,7 +237,7 @@ class LLM(nn.Module):
         """Called by load_state_dict. Raises ValueError if the weights are of another architecture."""
         for name, value in self.architecture().items():
             if name != "dropout" and state.get(name) != value:
-                raise ValueError(f"these weights belong to a model with {name}={state.get(name)} and not {value}")
+                raise ValueError(f"these weights have {name}={state.get(name)} and not {value}")
         self.trained_on = {name: value for name, value in state.items() if name not in self.architecture()}
 
     @classmethod
@@ -244,12 +249,13 @@ class LLM(nn.Module):
 
 
 def sample(
-    logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, generator: torch.Generator | None = None
-) -> Tensor:
+    logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:  # fmt: skip
     """Draw one token id (B,) for each row of logits (B, vocab_size) from softmax(logits / temperature).
 
-    top_k > 0 draws from the k likeliest tokens only (Fan et al. 2018, arXiv:1805.04833). top_p < 1 draws from the
-    fewest likeliest tokens that together have probability top_p (Holtzman et al. 2020, arXiv:1904.09751).
+    top_k > 0 draws from the k likeliest tokens only (Fan et al. 2018, arXiv:1805.04833). top_p < 1 draws from
+    the fewest likeliest tokens that together have probability top_p (Holtzman et al. 2020, arXiv:1904.09751).
     Temperature 0 (below 1e-6) takes the likeliest token.
     """
     if temperature < 1e-6:
@@ -257,7 +263,7 @@ def sample(
     logits, ids = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # the likeliest first
     probabilities = (logits / temperature).softmax(dim=-1)
     if top_p < 1:
-        likelier = probabilities.cumsum(dim=-1) - probabilities  # the probability of all likelier tokens together
+        likelier = probabilities.cumsum(dim=-1) - probabilities  # the probability of all likelier tokens
         likelier[:, 0] = -1  # the likeliest is always kept
         probabilities = probabilities.masked_fill(likelier >= top_p, 0)
     choice = torch.multinomial(probabilities, 1, generator=generator)
