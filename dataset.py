@@ -30,7 +30,7 @@ def load_text(args: Namespace) -> tuple[Corpus, str]:
     its name. Raises UserError if the text cannot be read or is too short.
     """
     print(f"text: {args.dataset}", flush=True)
-    if is_hub_name(args.dataset):  # the package `datasets` takes some 100 MiB, and keeps them as long as its process
+    if is_hub_name(args.dataset):  # `datasets` takes 100 MiB, and keeps them as long as its process
         folder, name = in_own_process(prepare_text, args)
     else:
         folder, name = prepare_text(args)
@@ -63,7 +63,7 @@ def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:
 
 
 def text_settings(args: Namespace) -> dict[str, str | int | float]:
-    """The hyperparameters that decide which tokens are trained on and which are held out: saved with the weights."""
+    """The hyperparameters that decide which tokens are trained on and which held out: saved with the weights."""
     names = ("dataset", "text_column", "vocab_size", "val_fraction", "tokenizer_chars")
     return {name: getattr(args, name) for name in names}
 
@@ -71,8 +71,8 @@ def text_settings(args: Namespace) -> dict[str, str | int | float]:
 def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Corpus, str]:
     """The text that a model was trained on, for scripts that measure it on the articles it has not seen.
 
-    Takes the settings saved with the weights, except those that the command line gives. Raises UserError if the
-    result is another text, or another split of it: its held-out articles may be among those trained on.
+    Takes the settings saved with the weights, except those that the command line gives. Raises UserError if
+    the result is another text, or another split of it: its held-out articles may be among those trained on.
     """
     for name, value in model.trained_on.get("settings", {}).items():
         if name not in args.given:
@@ -82,12 +82,12 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
     if not same_text or tokenizer_key(corpus.tokenizer) != tokenizer_key(tokenizer):
         if name == BUNDLED and args.dataset != BUNDLED:  # it stands in for the data set
             raise UserError(
-                f"the model in {args.out_dir} was trained on {args.dataset}, and the Hugging Face hub cannot be "
-                "reached: try again when it can"
+                f"the model in {args.out_dir} was trained on {args.dataset}, and the Hugging Face hub cannot "
+                "be reached: try again when it can"
             )
         raise UserError(
-            f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out the "
-            "flags of the text, or give those that train.py had (--dataset, --text_column, --val_fraction, "
+            f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out "
+            "the flags of the text, or give those that train.py had (--dataset, --text_column, --val_fraction, "
             "--vocab_size)"
         )
     return corpus, name
@@ -96,8 +96,8 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
 class TextDataset(Dataset):
     """A sequence of tokens, from token `first` on, cut into windows of max_seq_len. A short tail is left out.
 
-    Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). Windows do not overlap, and each target
-    is the token one step ahead of its input:
+    Item i is (input_ids, target_ids), two int64 tensors (max_seq_len,). Windows do not overlap, and each
+    target is the token one step ahead of its input:
 
         tokens      5 8 2 9 4 7 1      max_seq_len 3
         input_ids   5 8 2 | 9 4 7

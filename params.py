@@ -1,4 +1,4 @@
-"""Every hyperparameter, one a line. Edit and run again, or override for one run: python train.py --d_model 128"""
+"""Every hyperparameter, one a line. Edit and run again, or override one: python train.py --d_model 128"""
 
 # the model
 d_model = 192  # width: numbers in the vector that stands for a token
@@ -9,7 +9,7 @@ vocab_size = 5000  # entries of the BPE tokenizer, its 256 bytes and <EOS> inclu
 dropout = 0.0  # share of activations zeroed while training; more than 0 only for many epochs
 
 # the text
-dataset = "Den4ikAI/russian_cleared_wikipedia"  # or a file or folder: jsonl, json, txt, csv, parquet, .xz, .gz
+dataset = "Den4ikAI/russian_cleared_wikipedia"  # or file or folder: jsonl, json, txt, csv, parquet, .xz, .gz
 text_column = "sample"  # the column that holds the text (a .txt file has none: each line is a text)
 val_fraction = 0.02  # share of the articles, the last ones, held out for validation
 tokenizer_chars = 10_000_000  # of the text that the tokenizer trains on, at most about: an even sample
@@ -30,7 +30,7 @@ eval_every = 100  # steps between two validation losses
 eval_windows = 128  # held-out windows at most that a validation loss is measured on, an even sample
 checkpoint_minutes = 3.0  # minutes between two checkpoints, from which a run that was killed goes on
 snapshots = 12  # of the weights: before training, then at steps further and further apart; 0 for none
-precision = "auto"  # of matrix products: float32, bfloat16, or auto: bfloat16 where the hardware computes in it
+precision = "auto"  # of matrix products: float32, bfloat16, or auto: bfloat16 where hardware computes in it
 compile = "auto"  # torch.compile the model: on, off, or auto: where it saves more than the minute it takes
 seed = 0  # of the weights, the order of the windows, and sampling
 out_dir = "."  # where bpe_tokenizer.json, parameters.pt2 and the rest land
