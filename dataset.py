@@ -63,7 +63,7 @@ def check_text_length(corpus: Corpus, args: Namespace, world_size: int) -> None:
 
 
 def text_settings(args: Namespace) -> dict[str, str | int | float]:
-    """The hyperparameters that decide which tokens are trained on and which held out: saved with the weights."""
+    """The hyperparameters that decide which tokens are trained on and held out: saved with the weights."""
     names = ("dataset", "text_column", "vocab_size", "val_fraction", "tokenizer_chars")
     return {name: getattr(args, name) for name in names}
 
@@ -87,8 +87,8 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
             )
         raise UserError(
             f"the model in {args.out_dir} was not trained on this text, or not on this part of it: leave out "
-            "the flags of the text, or give those that train.py had (--dataset, --text_column, --val_fraction, "
-            "--vocab_size)"
+            "the flags of the text, or give those that train.py had (--dataset, --text_column, "
+            "--val_fraction, --vocab_size)"
         )
     return corpus, name
 

@@ -18,7 +18,7 @@ NORM_EPS = 1e-6  # keeps RMSNorm finite where all features are zero
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, over the last axis  (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """x / sqrt(mean(x^2) + eps) * weight, last axis  (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4)."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -45,7 +45,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     After that, the product of a query and a key depends on the distance between them, not on where they are.
     """
     a, b = x.unflatten(-1, (2, -1)).unbind(-2)  # the halves of each head: (..., T, d / 2)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-2).flatten(-2)  # with cat 5% slower
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-2).flatten(-2)  # 5% faster than cat
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv_proj = nn.Linear(d_model, 3 * d_model, bias=False)  # queries, keys and values in one product
-        self.q_norm = RMSNorm(d_model // num_heads)  # QK-norm keeps the scores small: arXiv:2010.04245
+        self.q_norm = RMSNorm(d_model // num_heads)  # bounds the scores: Henry et al. 2020, arXiv:2010.04245
         self.k_norm = RMSNorm(d_model // num_heads)
         self.o_proj = nn.Linear(d_model, d_model, bias=False)
 
@@ -116,7 +116,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer: attention moves information between positions, the MLP works on each. Both add to x."""
+    """A layer: attention mixes positions, the MLP works on each. Both add to the residual stream."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float):
         super().__init__()
@@ -237,7 +237,8 @@ class LLM(nn.Module):
         """Called by load_state_dict. Raises ValueError if the weights are of another architecture."""
         for name, value in self.architecture().items():
             if name != "dropout" and state.get(name) != value:
-                raise ValueError(f"these weights have {name}={state.get(name)} and not {value}")
+                theirs = f"{name}={state.get(name)}"
+                raise ValueError(f"these weights belong to a model with {theirs} and not {value}")
         self.trained_on = {name: value for name, value in state.items() if name not in self.architecture()}
 
     @classmethod

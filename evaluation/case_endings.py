@@ -1,8 +1,8 @@
 """Case endings: does the model know that it is  без дома  and  к дому?
 
-evaluate_cases() takes nouns and adjectives of real sentences whose case their neighbours decide, sets them into their
-other case forms, and asks whether the model finds the right form the likeliest. agreement() needs no model: it counts
-how often the words of a text agree that must.
+evaluate_cases() takes nouns and adjectives of real sentences whose case their neighbours decide, sets them
+into their other case forms, and asks whether the model finds the right form the likeliest. agreement() needs
+no model: it counts how often the words of a text agree that must.
 """
 
 import functools
@@ -26,13 +26,13 @@ CASES = ("nomn", "gent", "datv", "accs", "ablt", "loct")
 SECOND_CASES = {"gen1": "gent", "gen2": "gent", "acc2": "accs", "loc1": "loct", "loc2": "loct"}  # чаю, в лесу
 # The cases after a preposition, rare ones left out: a word whose form fits none of these is not asked for
 CASES_AFTER = {
-    **dict.fromkeys("без безо из изо из-за из-под от ото до для у около после кроме против вокруг".split(), ["gent"]),
-    **dict.fromkeys("среди ради возле мимо вместо вдоль внутри".split(), ["gent"]),
+    **dict.fromkeys("без безо из изо из-за из-под от ото до для у около после кроме".split(), ["gent"]),
+    **dict.fromkeys("против вокруг среди ради возле мимо вместо вдоль внутри".split(), ["gent"]),
     **dict.fromkeys("к ко по благодаря вопреки навстречу".split(), ["datv"]),
     **dict.fromkeys("через про сквозь".split(), ["accs"]),
     **dict.fromkeys("над надо перед передо между".split(), ["ablt"]),
     **dict.fromkeys("о об обо при".split(), ["loct"]),
-    **dict.fromkeys("в во на".split(), ["accs", "loct"]),  # after these and the next two the whole sentence decides
+    **dict.fromkeys("в во на".split(), ["accs", "loct"]),  # here and below, the whole sentence decides
     **dict.fromkeys("за под".split(), ["accs", "ablt"]),
     **dict.fromkeys("с со".split(), ["gent", "ablt"]),
 }
@@ -44,7 +44,7 @@ RARE_CASES_AFTER = {
     "с": ["accs"],
     "со": ["accs"],
 }
-RARE_FORMS = set("V-oy V-ey V-ie V-bi V-be V-en V-ej V-sh Arch Infr Slng Dist Erro Supr".split())  # such as землёю
+RARE_FORMS = set("V-oy V-ey V-ie V-bi V-be V-en V-ej V-sh Arch Infr Slng Dist Erro Supr".split())  # землёю
 MAX_TARGETS = 2000  # words that are asked for; of a longer text an even sample
 
 
@@ -71,7 +71,7 @@ def case_of(tag: "OpencorporaTag") -> str:
 
 @functools.lru_cache(50_000)
 def parses_as(part_of_speech: str, word: str) -> "list[Parse]":
-    """pymorphy3's parses of a word as a noun ("NOUN") or an adjective ("ADJF"), if its likeliest parse is one."""
+    """pymorphy3's parses of a word as a noun ("NOUN") or an adjective ("ADJF"), if the likeliest is one."""
     parses = morphology().parse(word.lower())
     if parses[0].tag.POS != part_of_speech or not parses[0].is_known or "Supr" in parses[0].tag:
         return []
@@ -84,12 +84,12 @@ def agree(adjective: "Parse", noun: "Parse") -> bool:
     if case_of(a) != case_of(n) or a.number != n.number:
         return False
     gender = a.number == "plur" or n.gender is None or a.gender == n.gender
-    animacy = a.animacy is None or n.animacy is None or a.animacy == n.animacy  # вижу большого кота, большой дом
+    animacy = a.animacy is None or n.animacy is None or a.animacy == n.animacy  # вижу белого кота, белый дом
     return gender and animacy
 
 
 def case_forms(parse: "Parse", word: str, without_yo: bool) -> dict[str, list[str]]:
-    """The word itself, then its forms in the other cases of the same number (and gender), each with its cases."""
+    """The word, then its forms in the other cases of the same number (and gender), each with its cases."""
     tag, right_case = parse.tag, case_of(parse.tag)
     cases_of_form = defaultdict(set)
     for other in parse.lexeme:
@@ -126,8 +126,8 @@ def neighbours(sentence: str) -> Iterator[tuple[re.Match | None, re.Match, re.Ma
 def find_targets(sentence: str, without_yo: bool = False) -> Iterator[Target]:
     """The nouns and adjectives of a sentence whose case can be only one.
 
-    That is a noun behind a preposition; an adjective behind a preposition and before its noun; and an adjective and a
-    noun side by side that agree in one way only. without_yo: the text is one that writes е for ё.
+    That is a noun behind a preposition; an adjective behind a preposition and before its noun; and an
+    adjective and a noun side by side that agree in one way only. without_yo: the text writes е for ё.
     """
     for before, word, behind in neighbours(sentence):
         preposition = before[0].lower() if before and before[0].lower() in CASES_AFTER else ""
@@ -146,7 +146,8 @@ def find_targets(sentence: str, without_yo: bool = False) -> Iterator[Target]:
                 for noun in parses_as("NOUN", behind[0])
                 if agree(adjective, noun) and case_of(noun.tag) in allowed
             ]
-            yield from target_of(sentence, word, [adjective for adjective, _ in agreeing], preposition, without_yo)
+            agreeing_adjectives = [adjective for adjective, _ in agreeing]
+            yield from target_of(sentence, word, agreeing_adjectives, preposition, without_yo)
             yield from target_of(sentence, behind, [noun for _, noun in agreeing], "", without_yo)
 
 
@@ -169,8 +170,8 @@ def target_of(
 def evaluate_cases(scorer: Scorer, sentences: list[str]) -> dict:
     """How often the right form of a word is the likeliest of its case forms. The whole sentence is scored.
 
-    Chance is one over the number of forms. Row i, column j of "confusion" counts words of case i for which the model
-    prefers case j; a wrong form that stands for several cases counts for each in equal parts. Ties count as wrong.
+    Chance is one over the number of forms. Row i, column j of "confusion" counts words of case i where the
+    model prefers case j; a wrong form of several cases counts for each in equal parts. Ties count as wrong.
     """
     without_yo = writes_without_yo(sentences)
     targets = [target for sentence in sentences for target in find_targets(sentence, without_yo)]
@@ -191,7 +192,7 @@ def evaluate_cases(scorer: Scorer, sentences: list[str]) -> dict:
         for case in chosen_cases:
             confusion[CASES.index(target.case), CASES.index(case)] += 1 / len(chosen_cases)
 
-    after_preposition = [(target.preposition, each) for target, each in zip(targets, right) if target.preposition]
+    after_preposition = [(target.preposition, ok) for target, ok in zip(targets, right) if target.preposition]
     return {
         "overall": share(right),
         "chance": sum(1 / len(target.forms) for target in targets) / max(1, len(targets)),
@@ -216,9 +217,9 @@ def with_form(target: Target, form: str) -> str:
 
 
 def agreement(sentences: Iterable[str]) -> dict[str, dict]:
-    """How often a noun is in a case that the preposition before it allows, and agrees with the adjective before it.
+    """How often a noun fits the preposition before it in case, and agrees with the adjective before it.
 
-    Not every adjective belongs to the noun after it, so real text has less than 1, too, and is what to compare with.
+    Not every adjective belongs to the noun after it, so real text has less than 1, too: compare with that.
     """
     after_preposition, after_adjective = [], []
     for sentence in sentences:

@@ -1,7 +1,7 @@
-"""Facts: does the model give the right answer the highest probability among all answers to the same kind of question?
+"""Facts: does the model find the right answer the likeliest of all answers to the same kind of question?
 
-Each fact is asked by its prompt, and by its paraphrase if it has one. Where the prompt stands in the training text
-word for word, a right answer may be recited; the paraphrase asks what the model knows.
+Each fact is asked by its prompt, and by its paraphrase if it has one. Where the prompt stands in the training
+text word for word, a right answer may be recited; the paraphrase asks what the model knows.
 """
 
 import math
@@ -21,7 +21,8 @@ from evaluation.words import WORD, lemma, morphology
 from support.cli import UserError
 
 BUNDLED_FACTS = Path(__file__).parent.parent / "data" / "facts.jsonl"
-SENTENCE_GROUPS = {"0": (0, 0), "1": (1, 1), "2": (2, 2), "3": (3, 3), "4 and more": (4, math.inf)}  # groups of facts
+# Groups of facts: the fewest and most training sentences that hold subject and answer
+SENTENCE_GROUPS = {"0": (0, 0), "1": (1, 1), "2": (2, 2), "3": (3, 3), "4 and more": (4, math.inf)}
 LEAST_SHARE = 1e-9  # of an answer's probability: rounding could leave less than nothing to it
 
 
@@ -35,7 +36,7 @@ class Fact(NamedTuple):
 
 def load_facts(path: Path) -> list[Fact]:
     """The facts of a .jsonl file. Raises UserError if it cannot be read, or a line is not a fact."""
-    facts = [parse_fact(record, f"{path}, fact {number}") for number, record in enumerate(read_jsonl(path), 1)]
+    facts = [parse_fact(record, f"{path}, fact {i}") for i, record in enumerate(read_jsonl(path), 1)]
     if not facts:
         raise UserError(f"{path} holds no facts (--facts)")
     return facts
@@ -52,7 +53,8 @@ def parse_fact(record: object, place: str) -> Fact:
             values[name] = clean(str(value)).strip()
     if len(values) < len(Fact._fields) or not (values["relation"] and values["prompt"] and values["answer"]):
         raise UserError(
-            f"{place}: no JSON object with relation, prompt and answer, all texts, as paraphrase and subject may be"
+            f"{place}: no JSON object with relation, prompt and answer, all texts, "
+            "as paraphrase and subject may be"
         )
     return Fact(**values)
 
@@ -60,8 +62,8 @@ def parse_fact(record: object, place: str) -> Fact:
 def evaluate_facts(scorer: Scorer, facts: list[Fact], train_words: Iterable[list[str]] = ()) -> dict:
     """Top-1 accuracy, mean reciprocal rank and exact matches of the facts, asked by their prompts.
 
-    "paraphrase" has the same for their paraphrases. "by_sentences" groups the facts by how many training sentences
-    (lists of words in lower case) hold both their subject and their answer.
+    "paraphrase" has the same for their paraphrases. "by_sentences" groups the facts by how many training
+    sentences (lists of words in lower case) hold both their subject and their answer.
     """
     candidates = defaultdict(list)  # relation -> its different answers
     for fact in facts:
@@ -99,7 +101,8 @@ def summaries(facts: list[Fact], rows: list[dict]) -> dict[str, dict]:
     by_relation = defaultdict(list)
     for fact, row in zip(facts, rows):
         by_relation[fact.relation].append(row)
-    return {"overall": summary(rows), "by_relation": {name: summary(each) for name, each in by_relation.items()}}
+    summary_of = {relation: summary(each) for relation, each in by_relation.items()}
+    return {"overall": summary(rows), "by_relation": summary_of}
 
 
 def summary(rows: list[dict]) -> dict[str, int | float]:
@@ -130,14 +133,14 @@ def summary(rows: list[dict]) -> dict[str, int | float]:
 def rank_answers(
     scorer: Scorer, facts: list[Fact], prompts: list[str], candidates: dict[str, list[str]], title: str
 ) -> list[dict]:
-    """For each fact, the rank of its answer among the candidates of its relation, and what the model writes itself.
+    """For each fact, its answer's rank among its relation's candidates, and what the model writes itself.
 
     "rank" is by log p, see answer_logprobs(). "rank_corrected" is by log p minus the log of the answer's mean
-    probability after all prompts of the relation: an answer that is likely whatever is asked gains nothing from that
-    (pointwise mutual information, as in Holtzman et al. 2021, arXiv:2104.08315, who have a neutral prompt in place of
-    the mean). A relation with one prompt alone has no "rank_corrected": the mean would be that prompt's own, and all
-    answers would tie. Ties count as wrong. "exact": the likeliest continuation begins with the answer, not with a
-    longer one.
+    probability after all prompts of the relation: an answer that is likely whatever is asked gains nothing
+    from that (pointwise mutual information, as in Holtzman et al. 2021, arXiv:2104.08315, who have a neutral
+    prompt in place of the mean). A relation with one prompt alone has no "rank_corrected": the mean would be
+    that prompt's own, and all answers would tie. Ties count as wrong. "exact": the likeliest continuation
+    begins with the answer, not with a longer one.
     """
     if not facts:
         return []
@@ -148,11 +151,14 @@ def rank_answers(
         prompts_of[fact.relation].add(prompt)
         for answer, score in scores.items():
             everywhere[fact.relation, answer].append(score)
-    mean_logprobs = {key: float(np.logaddexp.reduce(each)) - math.log(len(each)) for key, each in everywhere.items()}
+    mean_logprobs = {}  # (relation, answer) -> log of the mean of p
+    for key, each in everywhere.items():
+        mean_logprobs[key] = float(np.logaddexp.reduce(each)) - math.log(len(each))
 
     prompt_ids = [encode_prompt(scorer.tokenizer, prompt)[1] for prompt in prompts]
-    answer_lengths = [len(scorer.tokenizer.encode(answer).ids) for each in candidates.values() for answer in each]
-    written = scorer.greedy_continuations(prompt_ids, max(answer_lengths) + 2)
+    answers = [answer for each in candidates.values() for answer in each]
+    longest_answer = max(len(scorer.tokenizer.encode(answer).ids) for answer in answers)
+    written = scorer.greedy_continuations(prompt_ids, longest_answer + 2)
 
     rows = []
     for fact, scores, text in zip(facts, logprobs, written):
@@ -163,7 +169,7 @@ def rank_answers(
             "written": text.strip(),
         }
         if len(prompts_of[fact.relation]) > 1:
-            corrected = {answer: score - mean_logprobs[fact.relation, answer] for answer, score in scores.items()}
+            corrected = {each: score - mean_logprobs[fact.relation, each] for each, score in scores.items()}
             row["rank_corrected"] = rank(corrected, fact.answer)
         rows.append(row)
     return rows
@@ -185,9 +191,9 @@ def answer_logprobs(
 ) -> list[dict[str, float]]:
     """For each fact, log p of the candidates of its relation as what comes after its prompt.
 
-    That is log p of an answer's tokens, plus log p that the last word ends there: the probability of all tokens that
-    do not continue a word. So "рус" does not beat "русский". If another candidate continues an answer with a new word
-    ("фунт стерлингов"), its probability is part of that of the shorter one ("фунт"), and is subtracted from it.
+    That is log p of an answer's tokens, plus log p that the last word ends there: the probability of all
+    tokens that do not continue a word. So "рус" does not beat "русский". If another candidate continues an
+    answer with a new word ("фунт стерлингов"), its p is part of that of "фунт", and is subtracted from it.
     """
     ids_of, sequences, starts = {}, [], []
     for fact, prompt in zip(facts, prompts):
@@ -235,7 +241,7 @@ def without_longer_answers(logprobs: dict[str, float], longer: dict[str, list[st
 
 
 def count_sentences(facts: list[Fact], train_words: Iterable[list[str]]) -> list[int]:
-    """For each fact, how many training sentences (lists of words in lower case) hold its subject and its answer.
+    """For each fact, how many training sentences (lists of words in lower case) hold subject and answer.
 
     Words are compared by their lemmas.
     """
@@ -252,7 +258,7 @@ def count_sentences(facts: list[Fact], train_words: Iterable[list[str]]) -> list
 
 
 def subjects(facts: list[Fact]) -> list[str]:
-    """The subject of each fact; or else the noun of its prompt that the fewest prompts of the relation have."""
+    """The subject of each fact, else the noun of its prompt that the fewest prompts of the relation have."""
     prompts = [{word: lemma(word) for word in WORD.findall(fact.prompt.lower())} for fact in facts]
     num_prompts = Counter()  # (relation, lemma) -> in how many prompts it is
     for fact, words in zip(facts, prompts):

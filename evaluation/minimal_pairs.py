@@ -21,8 +21,8 @@ class Pair(NamedTuple):
 def load_pairs(name: str) -> list[Pair]:
     """The minimal pairs of a CSV file, or of a data set of the hub (all its configurations and splits).
 
-    The columns are source_sentence (grammatical), target_sentence (not), and perhaps phenomenon and paradigm; without
-    the latter, the name of the hub's configuration is the paradigm. Raises UserError if the pairs cannot be read.
+    The columns are source_sentence (grammatical), target_sentence (not), and perhaps phenomenon and paradigm;
+    without the latter, the hub's configuration is the paradigm. Raises UserError if the pairs cannot be read.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -57,16 +57,17 @@ def rows_from_hub(name: str) -> Iterator[tuple[str, dict]]:
                 for row in split:
                     yield config, row
     except Exception as error:  # no hub, no such data set, a broken one
-        raise UserError(f"{name}: the hub does not give these pairs: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name}: the hub does not give these pairs: {reason}") from error
 
 
 def evaluate_pairs(scorer: Scorer, pairs: list[Pair]) -> dict:
     """The share of pairs whose grammatical sentence scores higher, over all, by phenomenon and by paradigm.
 
-    Two scores are in use. The first is the sentence's log-probability, the sum over its tokens (as in BLiMP, Warstadt
-    et al. 2020, arXiv:1912.00582). The second, "per_token", is the mean over its tokens, which does not prefer the
-    sentence with fewer tokens (as in RuBLiMP's own scorer, arXiv:2406.19232; here <EOS> is one of the tokens). Ties
-    count as wrong.
+    Two scores are in use. The first is the sentence's log-probability, the sum over its tokens (as in BLiMP,
+    Warstadt et al. 2020, arXiv:1912.00582). The second, "per_token", is the mean over its tokens, which does
+    not prefer the sentence with fewer tokens (as in RuBLiMP's own scorer, arXiv:2406.19232; here <EOS> is one
+    of the tokens). Ties count as wrong.
     """
     sentences = [sentence for pair in pairs for sentence in (pair.grammatical, pair.ungrammatical)]
     losses = scorer.sentence_losses(sentences, "minimal pairs")

@@ -11,12 +11,12 @@ BIGRAM_PRIOR = 500  # tokens; the weight of the unigrams in the bigram model
 
 
 def evaluate_text(scorer: Scorer, ids: list[int], text: str, train: np.ndarray) -> dict:
-    """How well the token ids of a text, <EOS> included, are predicted by the model, by count models, and by xz.
+    """How well the model, count models and xz predict the token ids of a text, <EOS> included.
 
-    Per token it is the perplexity, exp of the mean loss; per character and per byte of the text it is in bits. The
-    window slides by half its length, so that every token has at least half a window before it, or all that there is.
-    "fixed windows" do not overlap, and the loss by position is theirs. An <EOS> stands before the text. xz (preset 9)
-    compresses the text alone.
+    Per token it is the perplexity, exp of the mean loss; per character and per byte of the text it is in
+    bits. The window slides by half its length, so that every token has at least half a window before it, or
+    all that there is. "fixed windows" do not overlap, and the loss by position is theirs. An <EOS> stands
+    before the text. xz (preset 9) compresses the text alone.
     """
     num_chars, num_bytes, window = len(text), len(text.encode()), scorer.model.max_seq_len
     sequence = np.array([scorer.eos, *ids])
@@ -28,7 +28,8 @@ def evaluate_text(scorer: Scorer, ids: list[int], text: str, train: np.ndarray) 
         return {"bits_per_char": total_bits / num_chars, "bits_per_byte": total_bits / num_bytes}
 
     bits = {}
-    all_losses = {"model": sliding, "model, fixed windows": fixed, "bigram counts": bigram, "unigram counts": unigram}
+    all_losses = {"model": sliding, "model, fixed windows": fixed}
+    all_losses |= {"bigram counts": bigram, "unigram counts": unigram}
     for name, losses in all_losses.items():
         total = float(losses.sum()) / math.log(2)
         perplexity = math.exp(losses.mean())
@@ -48,16 +49,16 @@ def evaluate_text(scorer: Scorer, ids: list[int], text: str, train: np.ndarray) 
 
 
 def count_model_losses(train: np.ndarray, ids: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """-log p in nats of ids[1:] by the counts n of tokens, and of pairs of tokens, in the training text of N tokens.
+    """-log p in nats of ids[1:] by the counts n of tokens and of token pairs in N tokens of training text.
 
-    Unigrams with one added to each of the V counts: p(t) = (n(t) + 1) / (N + V). Bigrams with the unigrams as prior,
-    which weighs as much as B = BIGRAM_PRIOR tokens: p(t | s) = (n(s, t) + B p(t)) / (n(s) + B)  (MacKay & Peto 1995).
+    Unigrams, one added to each of the V counts: p(t) = (n(t) + 1) / (N + V). Bigrams, the unigrams as a prior
+    of B = BIGRAM_PRIOR tokens: p(t | s) = (n(s, t) + B p(t)) / (n(s) + B)  (MacKay & Peto 1995).
     """
     train, ids = np.asarray(train, np.int64), np.asarray(ids, np.int64)
     unigram = (np.bincount(train, minlength=vocab_size) + 1) / (len(train) + vocab_size)
     p = unigram[ids[1:]]
 
-    # A pair of tokens is one number. The pairs of the training text are sorted, so that bisection finds those of ids.
+    # A pair of tokens is one number. The training pairs are sorted, so that bisection finds those of ids.
     pairs, counts = np.unique(train[:-1] * vocab_size + train[1:], return_counts=True)
     wanted = ids[:-1] * vocab_size + ids[1:]
     place = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 RESULTS, PICTURE = "evaluation.json", "evaluation.png"
-HELD_OUT = "the articles held out from "  # so begins the name of the held-out text; the training text's own follows
+HELD_OUT = "the articles held out from "  # begins the held-out text's name; the training text's follows
 
 
 def load_results(folder: Path) -> dict:
@@ -88,13 +88,16 @@ def print_samples(result: dict) -> None:
     rows = []
     for name, title in titles.items():
         each = result[name]
-        agreeing = [f"{part['accuracy']:.1%}" if part["count"] else "–" for part in each["agreement"].values()]
+        parts = each["agreement"].values()
+        agreeing = [f"{part['accuracy']:.1%}" if part["count"] else "–" for part in parts]
         rows.append((title, each["words"], f"{each['known']:.1%}", f"{each['recited']:.1%}", *agreeing))
-    header = ("", "words", "in the dictionary", "recited 4-grams", "preposition+noun agree", "adjective+noun agree")
+    agreements = ("preposition+noun agree", "adjective+noun agree")
+    header = ("", "words", "in the dictionary", "recited 4-grams", *agreements)
     print_table("Generated text beside real text", header, rows)
 
 
-FACT_COLUMNS = {"top1": "top-1", "top1_corrected": "corrected", "mrr": "MRR", "exact": "exact", "chance": "chance"}
+FACT_COLUMNS = {"top1": "top-1", "top1_corrected": "corrected", "mrr": "MRR"}
+FACT_COLUMNS |= {"exact": "exact", "chance": "chance"}
 
 
 def fact_cell(key: str, part: dict) -> str:
@@ -127,8 +130,8 @@ def print_facts(result: dict) -> None:
 
 def print_pairs(result: dict) -> None:
     def rows_of(key: str, names: list[str]) -> list[tuple]:
-        by_sum, by_mean = result[key], result["per_token"][key]
-        return [(name, by_sum[name]["count"], percent(by_sum[name]), percent(by_mean[name])) for name in names]
+        sums, means = result[key], result["per_token"][key]
+        return [(name, sums[name]["count"], percent(sums[name]), percent(means[name])) for name in names]
 
     header = ("", "pairs", "right by the sum (95%)", "by the mean per token (95%)")
     overall, overall_mean = result["overall"], result["per_token"]["overall"]
@@ -170,7 +173,7 @@ PRINTERS = {
 
 
 def draw(results: dict, folder: Path) -> None:
-    """Write evaluation.png: training_log.csv as a curve, loss by position, facts by relation, confusion of cases."""
+    """Write evaluation.png: training_log.csv, loss by position, facts by relation, confusion of cases."""
     from matplotlib.figure import Figure  # here, because it takes a second
 
     figure = Figure((13, 10), layout="constrained")
@@ -203,7 +206,7 @@ def draw_training(axes: "Axes", log: dict[str, list[float]]) -> None:
 def draw_facts(axes: "Axes", result: dict) -> None:
     """A bar for each relation: top-1 by the prompts, and by the paraphrases where there are any."""
     relations = list(result["by_relation"])
-    paraphrases = result.get("paraphrase", {"by_relation": {}})["by_relation"]  # results of older versions have none
+    paraphrases = result.get("paraphrase", {"by_relation": {}})["by_relation"]  # old results have none
     places = np.arange(len(relations))
     bars = {"prompt": result["by_relation"]}
     if paraphrases:
@@ -212,7 +215,8 @@ def draw_facts(axes: "Axes", result: dict) -> None:
     for i, (label, parts) in enumerate(bars.items()):
         top1 = [parts[relation]["top1"] if relation in parts else np.nan for relation in relations]
         axes.barh(places + (i - (len(bars) - 1) / 2) * height, top1, height, label=label)
-    axes.plot([result["by_relation"][relation]["chance"] for relation in relations], places, "k|", label="chance")
+    chances = [result["by_relation"][relation]["chance"] for relation in relations]
+    axes.plot(chances, places, "k|", label="chance")
     axes.set_yticks(places, relations, fontsize=min(10, 250 / len(relations)))  # so that many have room
     axes.set(xlim=(0, 1))
     axes.invert_yaxis()

@@ -1,4 +1,4 @@
-"""What the model writes, beside real text: words that exist, phrases copied from the training text, agreement."""
+"""What the model writes, beside real text: words that exist, phrases copied from training, agreement."""
 
 import itertools
 import re
@@ -20,8 +20,8 @@ CONTINUATION_TOKENS = 40  # after each of PROMPTS; these texts are printed, not 
 def evaluate_samples(scorer: Scorer, held_out: list[str], train_words: list[list[str]], seed: int) -> dict:
     """Samples from <EOS> on, at each of TEMPERATURES, beside the held-out sentences ("real").
 
-    "known": the share of the Russian words that pymorphy3's dictionary has. "recited": the share of the sequences of
-    four words, within a sentence, that occur in the training text. "agreement": see case_endings.agreement().
+    "known": the share of Russian words that pymorphy3's dictionary has. "recited": the share of sequences of
+    four words in a sentence that the training text has. "agreement": see case_endings.agreement().
     """
     generator = torch.Generator(scorer.device).manual_seed(seed)
     length = min(SAMPLE_TOKENS, scorer.model.max_seq_len)
@@ -66,7 +66,7 @@ def four_grams(words: list[str]) -> Iterator[tuple[str, ...]]:
 
 
 def recited_shares(train_words: list[list[str]], texts: dict[str, list[str]]) -> dict[str, float]:
-    """For each text, a list of sentences: the share of its sequences of four words that training sentences have."""
+    """For each list of sentences, the share of its sequences of four words that training sentences have."""
     wanted = {}
     for name, sentences in texts.items():
         wanted[name] = [gram for words in words_of(sentences) for gram in four_grams(words)]

@@ -1,6 +1,6 @@
 """Scores texts by the log-probabilities that the model gives to their tokens, many texts at once.
 
-What is measured with the model stands on Scorer. share() and shares() count right answers, with 95% intervals.
+All measurements of a model use Scorer. share() and shares() count right answers, with 95% intervals.
 """
 
 import functools
@@ -27,7 +27,7 @@ WORD_END = -1  # as the last id of a sequence: any token that does not continue 
 
 
 class Reading(NamedTuple):
-    """A part of a sequence: the model reads the tokens begin to last - 1 and scores the tokens first to last."""
+    """A part of a sequence: the model reads tokens begin to last - 1 and scores tokens first to last."""
 
     sequence: int  # its number
     begin: int
@@ -42,8 +42,8 @@ class Reading(NamedTuple):
 def plan_readings(length: int, start: int, window: int, stride: int, sequence: int) -> Iterator[Reading]:
     """The readings that score each of the tokens start to length - 1 of a sequence once.
 
-    The model reads `window` tokens at most. Each scored token has at least window - stride tokens before it, or all
-    that there are. With stride = window the readings do not overlap.
+    The model reads `window` tokens at most. Each scored token has at least window - stride tokens before it,
+    or all that there are. With stride = window the readings do not overlap.
     """
     first = max(1, start)  # token 0 has nothing before it to be predicted from
     while first < length:
@@ -66,16 +66,17 @@ class Scorer:
     def word_end_ids(self) -> Tensor:
         """The ids of all tokens that do not continue a word, <EOS> included: int64 (N,)."""
         ids = range(self.tokenizer.get_vocab_size())
-        return torch.tensor([token for token in ids if not continues_word(self.tokenizer, token)], device=self.device)
+        word_ends = [token for token in ids if not continues_word(self.tokenizer, token)]
+        return torch.tensor(word_ends, device=self.device)
 
     @torch.no_grad()
     def token_losses(
         self, sequences: Sequence[Sequence[int]], starts: Sequence[int], title: str, stride: int = 0
     ) -> list[np.ndarray]:
-        """-log p in nats of the tokens of each sequence of ids, from number starts[i] (1 or above) to its end.
+        """-log p in nats of the tokens of each sequence of ids, from starts[i] (1 or above) to its end.
 
-        The last id may be WORD_END. A sequence longer than the model's window is read in parts, see plan_readings();
-        the stride is half a window if none is given.
+        The last id may be WORD_END. A sequence longer than the model's window is read in parts, see
+        plan_readings(); the stride is half a window if none is given.
         """
         window = self.model.max_seq_len
         stride = stride or max(1, window // 2)
@@ -86,7 +87,8 @@ class Scorer:
 
         readings.sort(key=lambda reading: reading.length)  # equal lengths in one batch need little padding
         total = sum(each.length for each in readings)
-        with tqdm(total=total, desc=title, unit=" tokens", unit_scale=True, leave=None) as bar:  # vanishes within another bar
+        # leave=None: within another bar, this one vanishes at its end
+        with tqdm(total=total, desc=title, unit=" tokens", unit_scale=True, leave=None) as bar:
             while readings:
                 size = max(1, BATCH_TOKENS // readings[-1].length)
                 batch = readings[-size:]  # the longest first: if memory is too small, that shows at once
@@ -130,8 +132,9 @@ class Scorer:
         return self.token_losses(sequences, [1] * len(sequences), title)
 
     def generate(
-        self, prompts: list[list[int]], length: int, temperature: float, generator: torch.Generator | None = None
-    ) -> list[list[int]]:
+        self, prompts: list[list[int]], length: int, temperature: float,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:  # fmt: skip
         """`length` new token ids after each of the prompts, which have the same number of ids."""
         step = fastest_step(self.model, len(prompts))
         input_ids = torch.tensor(prompts, device=self.device)
@@ -139,7 +142,7 @@ class Scorer:
         return torch.stack(list(itertools.islice(tokens, length)), dim=1).tolist()
 
     def greedy_continuations(self, prompts: list[list[int]], length: int) -> list[str]:
-        """The likeliest next tokens of each prompt, one by one, to the end of the sentence or for `length` tokens."""
+        """The likeliest next tokens of each prompt, one by one, to a sentence's end or `length` tokens."""
         texts = [""] * len(prompts)
         for size in set(map(len, prompts)):
             rows = [row for row, ids in enumerate(prompts) if len(ids) == size]
@@ -153,13 +156,13 @@ class Scorer:
 def continues_word(tokenizer: Tokenizer, token: int) -> bool:
     """Whether a token, directly after a word, makes the word longer.
 
-    It does if it begins with a letter, an accent or a digit, or with a hyphen and one of these. A hyphen alone does,
-    too, since the tokenizer never joins it with what follows: Нью|-|Йорк.
+    It does if it begins with a letter, an accent or a digit, or with a hyphen and one of these. A hyphen
+    alone does, too, since the tokenizer never joins it with what follows: Нью|-|Йорк.
     """
     text = tokenizer.decode([token])
     if text.startswith("\ufffd"):
-        # Part of a character. The first bytes of two-byte letters, such as the Cyrillic ones, are C3 to DF (hex), and
-        # the tokenizer writes them as the characters of these numbers.
+        # Part of a character. The first bytes of two-byte letters, such as the Cyrillic ones, are C3 to DF
+        # (hex), and the tokenizer writes them as the characters of these numbers.
         return "\xc3" <= tokenizer.id_to_token(token)[0] <= "\xdf"
     if text == "-":
         return True
@@ -179,7 +182,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def share(right: Iterable[bool]) -> dict[str, int | float]:
-    """The count of all, the share of the right ones ("accuracy") and its 95% interval; of none, the count alone."""
+    """The count, the share of the right ones ("accuracy") and its 95% interval; of none, the count alone."""
     right = [bool(each) for each in right]
     if not right:
         return {"count": 0}

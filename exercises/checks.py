@@ -1,7 +1,7 @@
-"""The checks of exercise.py: each step of the reader's file against a formula of its own, in other words than llm.py.
+"""The checks of exercise.py: each step of the reader's file against a formula worded unlike llm.py's.
 
-A check takes the reader's module and raises Wrong. It also computes what the usual slips give, and names the slip if that is
-what the reader's code returns. Shapes are those of llm.py.
+A check takes the reader's module and raises Wrong. It also computes what the usual slips give, and names the
+slip if that is what the reader's code returns. Shapes are those of llm.py.
 """
 
 from collections import Counter
@@ -15,11 +15,11 @@ from llm import NORM_EPS, ROTARY_BASE, rotary_tables
 
 
 class Wrong(Exception):
-    """The first place that differs, with what is given and expected there; then the likely slip, where it can be told."""
+    """The first place that differs, what is given and expected there, and the likely slip if it is known."""
 
 
 def expect(what: str, given, expected, slips: dict = {}, tolerance: float = 1e-4) -> None:
-    """Raise Wrong unless given equals expected. slips: what the usual mistakes give instead, by their description."""
+    """Raise Wrong unless given equals expected. slips: what usual mistakes give instead, by description."""
     if message := difference(what, given, expected, tolerance):
         likely = [slip for slip, value in slips.items() if not difference("", given, value, tolerance)]
         raise Wrong("\nlikely: ".join([message, *(["a return is missing"] if given is None else likely)[:1]]))
@@ -27,14 +27,16 @@ def expect(what: str, given, expected, slips: dict = {}, tolerance: float = 1e-4
 
 def difference(what: str, given, expected, tolerance: float) -> str:
     """The first place that differs, in words; "" if there is none."""
-    if isinstance(given, Tensor) and isinstance(expected, Tensor) and given.shape == expected.shape:
-        places = (~torch.isclose(given.double(), expected.double(), 1e-3, tolerance, equal_nan=True)).nonzero().tolist()
-        values = [f"{x[tuple(places[0])].item():.6g}" for x in (given, expected) if places]
+    both = (given, expected)
+    if all(isinstance(x, Tensor) for x in both) and given.shape == expected.shape:
+        close = torch.isclose(given.double(), expected.double(), 1e-3, tolerance, equal_nan=True)
+        places = (~close).nonzero().tolist()
+        values = [f"{x[tuple(places[0])].item():.6g}" for x in both if places]
         return f"{what}{places[0] or ''} is {values[0]}, expected {values[1]}" if places else ""
-    if isinstance(given, (tuple, list)) and isinstance(expected, (tuple, list)) and len(given) == len(expected):
+    if all(isinstance(x, (tuple, list)) for x in both) and len(given) == len(expected):
         parts = (difference(f"{what}[{i}]", *pair, tolerance) for i, pair in enumerate(zip(given, expected)))
         return next(filter(None, parts), "")
-    words = [f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else f"{x!s:.90}" for x in (given, expected)]
+    words = [f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else f"{x!s:.90}" for x in both]
     equal = not isinstance(given, Tensor) and not isinstance(expected, Tensor) and given == expected
     return "" if equal else f"{what} is {words[0]}, expected {words[1]}"
 
@@ -62,8 +64,10 @@ def turned(x: Tensor, sign: int = 1) -> Tensor:
     return torch.cat((z.real, z.imag), dim=-1)
 
 
-def attended(q, k, v, scale: float = -0.5, ahead: int = 0, axis: int = -1, hidden: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Attention, with scores times d^scale. A position sees `ahead` more than its past; `hidden` is e^score of the others."""
+def attended(
+    q, k, v, scale: float = -0.5, ahead: int = 0, axis: int = -1, hidden: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Attention, scores times d^scale. A position sees `ahead` past itself; others have e^score `hidden`."""
     (T, d), S = q.shape[-2:], k.shape[-2]
     e = (torch.einsum("bhtd,bhsd->bhts", q, k) * d**scale).exp()
     e = torch.where(torch.arange(S) <= torch.arange(T)[:, None] + S - T + ahead, e, hidden)
@@ -89,9 +93,11 @@ def check_merge(mine: ModuleType) -> None:
     for words in ("мама мам", "а б а б вг", "ааааа баа", "ода год да"):
         pieces = [list(word) for word in words.split()]
         pairs, flat = [pair for piece in pieces for pair in zip(piece, piece[1:])], sum(pieces, [])
-        right, across, last = (Counter(each).most_common(1)[0][0] for each in (pairs, zip(flat, flat[1:]), pairs[::-1]))
+        counted = (pairs, zip(flat, flat[1:]), pairs[::-1])
+        right, across, last = (Counter(each).most_common(1)[0][0] for each in counted)
         spaced = ["".join(f" {token} " for token in piece) for piece in pieces]
-        merged = lambda a, b, most=-1: ((a, b), [each.replace(f" {a}  {b} ", f" {a}{b} ", most).split() for each in spaced])
+        merged = lambda a, b, most=-1: (
+            (a, b), [each.replace(f" {a}  {b} ", f" {a}{b} ", most).split() for each in spaced])
         expect(f"merge of {words!r}", mine.merge([*map(list, pieces)]), merged(*right), {
             "pairs are counted across the end of a piece": merged(*across),
             "of equally frequent pairs the last is taken, not the first": merged(*last),
@@ -103,8 +109,10 @@ def check_windows(mine: ModuleType) -> None:
     for count, length in ((13, 3), (12, 2)):
         windows = mine.TextDataset(ids[:count].numpy().astype("uint16"), 4)
         expect(f"the length for {count} tokens and max_seq_len 4", len(windows), length, {
-            "the last target needs one token more": count // 4, "the windows overlap: one begins at every token": count - 4})
-        cut = lambda step=4, ahead=1: [(ids[i : i + 4], ids[i + ahead :][:4]) for i in range(0, step * length, step)]
+            "the last target needs one token more": count // 4,
+            "the windows overlap: one begins at every token": count - 4})
+        cut = lambda step=4, ahead=1: [
+            (ids[i : i + 4], ids[i + ahead :][:4]) for i in range(0, step * length, step)]
         items = [windows[i] for i in range(length)]
         expect("the windows", items, cut(), {
             "the targets are the inputs, not the tokens after them": cut(ahead=0),
@@ -118,7 +126,8 @@ def check_softmax(mine: ModuleType) -> None:
     expect("softmax(x)", mine.softmax(x.clone()), F.softmax(x, -1), {
         "the softmax is over the wrong axis: each row of the last axis sums to 1": F.softmax(x, -2),
         "divided by the sum of everything": x.exp() / x.exp().sum(), "not divided by the sum": x.exp()})
-    expect("softmax of 1000s and -1000s", mine.softmax(far := tensor([[1e3, 1e3], [-1e3, -1e3]])), tensor([[0.5, 0.5]] * 2), {
+    far = tensor([[1e3, 1e3], [-1e3, -1e3]])
+    expect("softmax of 1000s and -1000s", mine.softmax(far), tensor([[0.5, 0.5]] * 2), {
         "exp(1000) is infinite: subtract the largest x first": far * torch.nan,
         "subtract the largest x of each row, not of all": tensor([[0.5, 0.5], [torch.nan, torch.nan]])})
 
@@ -127,11 +136,14 @@ def check_cross_entropy(mine: ModuleType) -> None:
     logits, targets = randn(2, 3, 5) * 2, tensor([[4, 0, 2], [1, 1, 3]])
     nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     expect("the loss", mine.cross_entropy(logits.clone(), targets), nats.mean(), {
-        "the sign: the loss is minus the logarithm": -nats.mean(), "it is the sum, not the mean over all tokens": nats.sum(),
+        "the sign: the loss is minus the logarithm": -nats.mean(),
+        "it is the sum, not the mean over all tokens": nats.sum(),
         "bits, not nats: take the natural logarithm": nats.mean() / tensor(2).log(),
         "the softmax is missing": -logits.gather(-1, targets[..., None]).mean()})
-    expect("the loss at logits [0, 1000] of target 0", mine.cross_entropy(tensor([[[0.0, 1e3]]]), tensor([[0]])), tensor(1e3), {
-        "exp(1000) is infinite: use logsumexp": tensor(torch.nan), "the logarithm of 0: use logsumexp": tensor(torch.inf)})
+    loss = mine.cross_entropy(tensor([[[0.0, 1e3]]]), tensor([[0]]))
+    expect("the loss at logits [0, 1000] of target 0", loss, tensor(1e3), {
+        "exp(1000) is infinite: use logsumexp": tensor(torch.nan),
+        "the logarithm of 0: use logsumexp": tensor(torch.inf)})
 
 
 def check_norm(mine: ModuleType) -> None:
@@ -142,7 +154,8 @@ def check_norm(mine: ModuleType) -> None:
         expect(what, module(x.clone()), normed(x, weight), {
             "the weight is missing": normed(x), "the root is missing": x / (size + NORM_EPS) * weight,
             "the mean is subtracted, as LayerNorm does": normed(x - x.mean(-1, keepdim=True), weight),
-            "eps is missing": x / size.sqrt() * weight, "eps belongs inside the root": x / (size.sqrt() + NORM_EPS) * weight})
+            "eps is missing": x / size.sqrt() * weight,
+            "eps belongs inside the root": x / (size.sqrt() + NORM_EPS) * weight})
 
 
 def check_rotary(mine: ModuleType) -> None:
@@ -151,19 +164,22 @@ def check_rotary(mine: ModuleType) -> None:
     expect("rotary_tables(5, 8)", mine.rotary_tables(5, 8), (cos, sin), {
         "the positions begin at 0": tables(angles(6, 8)[1:]),
         "the exponent of pair i is -2i / head_size": tables(angles(5, 16)[:, :4]),
-        "a pair turns together, so the tables have a column for each pair": tables(angles(5, 8).repeat(1, 2))})
+        "a pair turns together, so the tables have a column for each pair":
+            tables(angles(5, 8).repeat(1, 2))})
     x = randn(2, 3, 5, 8)
     a, b, even, odd = *x.chunk(2, -1), x[..., ::2], x[..., 1::2]
     expect("rotate(x, cos, sin)", mine.rotate(x.clone(), cos, sin), turned(x), {
         "it turns backwards: a becomes a cos - b sin": turned(x, -1),
-        "the minus is missing: a becomes a cos - b sin": torch.cat((a * cos + b * sin, b * cos + a * sin), -1),
+        "the minus is missing: a becomes a cos - b sin":
+            torch.cat((a * cos + b * sin, b * cos + a * sin), -1),
         "neighbouring features are paired: a pair is i and i + d / 2, half a head apart": torch.stack(
             (even * cos - odd * sin, odd * cos + even * sin), -1).flatten(-2)})
 
 
 def check_attention(mine: ModuleType) -> None:
     q, k, v = randn(3, 2, 3, 5, 4)
-    for what, T in (("attention(q, k, v)", 5), ("attention with q (B, H, 2, d), the last 2 of 5 positions", 2)):
+    calls = (("attention(q, k, v)", 5), ("attention with q (B, H, 2, d), the last 2 of 5 positions", 2))
+    for what, T in calls:
         q = q[:, :, -T:]
         expect(what, mine.attention(q.clone(), k.clone(), v.clone()), attended(q, k, v), {
             "the mask is off by one: a position sees the next": attended(q, k, v, ahead=1),
@@ -172,7 +188,8 @@ def check_attention(mine: ModuleType) -> None:
             "query t is at position S - T + t, so the mask begins there": attended(q, k, v, ahead=T - 5),
             "the scale 1 / sqrt(d) is missing": attended(q, k, v, scale=0),
             "the softmax is over the wrong axis: the weights of a query sum to 1": attended(q, k, v, axis=-2),
-            "a hidden score of 0 still has the weight e^0: use minus infinity": attended(q, k, v, hidden=1.0)})
+            "a hidden score of 0 still has the weight e^0: use minus infinity":
+                attended(q, k, v, hidden=1.0)})
 
 
 def check_heads(mine: ModuleType) -> None:
@@ -185,7 +202,8 @@ def check_heads(mine: ModuleType) -> None:
     y = attended(q, k, v)[0]
     expect("Attention(x)", module(x.clone(), *tables), y.transpose(1, 2).flatten(2) @ w["o_proj"].T, {
         "o_proj is missing": y.transpose(1, 2).flatten(2),
-        "transpose to (B, T, H, d) before the heads are laid side by side": y.reshape(2, 5, 12) @ w["o_proj"].T})
+        "transpose to (B, T, H, d) before the heads are laid side by side":
+            y.reshape(2, 5, 12) @ w["o_proj"].T})
 
 
 def check_mlp(mine: ModuleType) -> None:
@@ -193,7 +211,8 @@ def check_mlp(mine: ModuleType) -> None:
     gate, up = (x @ w["gate_up_proj"].T).tensor_split(2, -1)
     right = gate / (1 + (-gate).exp()) * up
     expect("activations(x)", module.activations(x.clone()), right, {
-        "silu is missing": gate * up, "up is missing": F.silu(gate), "gate and up are exchanged": gate * F.silu(up),
+        "silu is missing": gate * up, "up is missing": F.silu(gate),
+        "gate and up are exchanged": gate * F.silu(up),
         "that is the sigmoid; silu(x) is x * sigmoid(x)": gate.sigmoid() * up})
     expect("MLP(x)", module(x.clone()), right @ w["down_proj"].T, {"down_proj is missing": right})
 
@@ -203,13 +222,15 @@ def check_block(mine: ModuleType) -> None:
     expect("Block(x)", module(x.clone(), *tables), block(w, x, 3), {
         "the residual stream is missing: add what each part finds to x": block(w, x, 3, stream=0),
         "the norms are missing": block(w, x, 3, before=lambda x, _: x),
-        "the norms come before attention and MLP, not after": block(w, x, 3, before=lambda x, _: x, after=normed)})
-    expect("Block(x) in training with dropout 1", module.train()(x, *tables), x, {"dropout is missing": block(w, x, 3)})
+        "the norms come before attention and MLP, not after":
+            block(w, x, 3, before=lambda x, _: x, after=normed)})
+    expect("Block(x) in training with dropout 1", module.train()(x, *tables), x, {
+        "dropout is missing": block(w, x, 3)})
 
 
 def check_model(mine: ModuleType) -> None:
     (module, w), ids = randomized(mine.LLM(7, 12, 3, 2, 8, 1.0)), tensor([[3, 1, 4, 1, 5], [6, 5, 0, 2, 2]])
-    blocks = [{name[9:]: weight for name, weight in w.items() if name.startswith(f"blocks.{i}.")} for i in (0, 1)]
+    blocks = [{name[9:]: each for name, each in w.items() if name.startswith(f"blocks.{i}.")} for i in (0, 1)]
     first = block(blocks[0], w["embedding"][ids], 3)
     right = block(blocks[1], first, 3)
     expect("residual(input_ids)", module.residual(ids), right, {
@@ -219,35 +240,42 @@ def check_model(mine: ModuleType) -> None:
     logits = normed(right, w["norm"]) @ w["embedding"].T
     expect("logits(x)", module.logits(right), logits, {
         "the last norm is missing": right @ w["embedding"].T, "logits have no softmax": logits.softmax(-1)})
-    expect("LLM(input_ids)", module(ids), logits, {"every position predicts, not only the last": logits[:, -1]})
+    expect("LLM(input_ids)", module(ids), logits, {
+        "every position predicts, not only the last": logits[:, -1]})
     expect("residual(input_ids) in training with dropout 1", module.train().residual(ids), right * 0, {
         "dropout of the embedding is missing": w["embedding"][ids]})
 
 
 def check_sample(mine: ModuleType) -> None:
     p = tensor([0.3, 0.1, 0.4, 0.2])
+    ranked = p.sort(descending=True)[0]
     # How often each token is drawn from the `count` likeliest, with probabilities in proportion to p^power
-    chances = lambda power, count=4: F.normalize(p**power * (p >= p.sort(descending=True)[0][count - 1]), 1, dim=0)
+    chances = lambda power, count=4: F.normalize(p**power * (p >= ranked[count - 1]), 1, dim=0)
     for options, right, slips in (
         ((0.0,), chances(1, 1), {}),
         ((1.0,), chances(1), {"the likeliest is always taken, not drawn": chances(1, 1)}),
-        ((0.5,), chances(2), {"divide by the temperature": chances(0.5), "the temperature is not used": chances(1)}),
-        ((1.0, 2), chances(1, 2), {"top_k keeps one too many": chances(1, 3), "top_k is not used": chances(1)}),
-        ((1.0, 0, 0.6), chances(1, 2), {"the token that crosses top_p stays": chances(1, 1), "top_p is not used": chances(1)}),
+        ((0.5,), chances(2), {
+            "divide by the temperature": chances(0.5), "the temperature is not used": chances(1)}),
+        ((1.0, 2), chances(1, 2), {
+            "top_k keeps one too many": chances(1, 3), "top_k is not used": chances(1)}),
+        ((1.0, 0, 0.6), chances(1, 2), {
+            "the token that crosses top_p stays": chances(1, 1), "top_p is not used": chances(1)}),
         ((0.5, 0, 0.5), chances(2, 1), {"the temperature comes before top_p": chances(2, 2)}),
     ):
-        draws = [mine.sample(p.log().repeat(3000, 1), *options, generator=torch.Generator().manual_seed(7)) for _ in range(2)]
+        generators = [torch.Generator().manual_seed(7) for _ in range(2)]
+        draws = [mine.sample(p.log().repeat(3000, 1), *options, generator=each) for each in generators]
         expect("the shape of the tokens", [list(tokens.shape) for tokens in draws], [[3000]] * 2)
         slips["the place in sorted order is returned, not the token id"] = right.sort(descending=True)[0]
         shares = torch.bincount(draws[0], minlength=4) / 3000
-        expect(f"the share of each token with (temperature, top_k, top_p) = {options}", shares, right, slips, tolerance=0.04)
+        what = f"the share of each token with (temperature, top_k, top_p) = {options}"
+        expect(what, shares, right, slips, tolerance=0.04)
         expect("a second draw with the same generator", draws[1], draws[0])
 
 
 def check_adam(mine: ModuleType) -> None:
     p = randn(2, 3)
     m = v = p * 0
-    given, averages = [p.clone(), p.clone()], [(p * 0, p * 0), (p * 0, p * 0)]  # equal parameters with equal gradients
+    given, averages = [p.clone(), p.clone()], [(p * 0, p * 0), (p * 0, p * 0)]  # equal, with equal gradients
     for step, g in enumerate(randn(3, 2, 3), start=1):
         for each in given:
             each.grad = g.clone()
@@ -257,7 +285,8 @@ def check_adam(mine: ModuleType) -> None:
         right = p - 0.1 * m_hat / (v_hat.sqrt() + 0.1)
         for which, each in zip(("the first p", "the second p"), given):
             expect(f"{which} after step {step}", each, right, {
-                "the bias of m and v is not corrected: divide by 1 - beta^step": p - 0.1 * m / (v.sqrt() + 0.1),
+                "the bias of m and v is not corrected: divide by 1 - beta^step":
+                    p - 0.1 * m / (v.sqrt() + 0.1),
                 "the root of v is missing": p - 0.1 * m_hat / (v_hat + 0.1),
                 "the step goes uphill: subtract it": p + 0.1 * m_hat / (v_hat.sqrt() + 0.1),
                 "it has not changed: change every p, in place": p})

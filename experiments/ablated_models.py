@@ -33,7 +33,9 @@ def no_mlp(model: LLM) -> None:
 class ReplacingBlock(Block):
     """Its parts replace the stream instead of adding to it."""
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0
+    ) -> Tensor:
         x = self.dropout(self.attention(self.attention_norm(x), cos, sin, cached, start))
         return self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -72,7 +74,7 @@ def untied_output(model: LLM) -> None:
 
 
 WHOLE = "the whole model"
-ABLATIONS = {  # the hyperparameters that differ; "model": the function that changes it, and what that function needs
+ABLATIONS = {  # hyperparameters that differ; "model": the function that changes it, and what that needs
     WHOLE: {},
     "no attention": {"model": (no_attention, Nothing)},
     "no MLP": {"model": (no_mlp, Nothing)},
@@ -99,7 +101,7 @@ class LLM(llm.LLM):
 
 
 def write_model(change: dict, folder: Path) -> dict:
-    """The hyperparameters of an ablation. Its model becomes a file with its own code alone: other code may change."""
+    """An ablation's hyperparameters. Its model becomes a file of its code alone: other code may change."""
     if "model" not in change:
         return change
     function, *needed = change["model"]

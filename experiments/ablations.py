@@ -1,9 +1,10 @@
 """What does each part of a transformer buy, in loss and in grammar?  python -m experiments.ablations
 
-Trains the model of llm.py, and again with one part left out at a time, each at the best of three learning rates. Prints
-a table, and writes ablations.json and ablations.png to out_dir. The runs are kept in out_dir/ablations: one that is done
-is not repeated, and the same command started twice shares them out. The changed models are files there, too, and
-python train.py --model FILE  trains one alone; generate.py computes with llm.py and does not fit it.
+Trains the model of llm.py, and again with one part left out at a time, each at the best of three learning
+rates. Prints a table, and writes ablations.json and ablations.png to out_dir. The runs are kept in
+out_dir/ablations: one that is done is not repeated, and the same command started twice shares them out. The
+changed models are files there, too, and  python train.py --model FILE  trains one alone; generate.py computes
+with llm.py and does not fit it.
 """
 
 import hashlib
@@ -28,38 +29,48 @@ from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
 from experiments.ablated_models import ABLATIONS, WHOLE, write_model
-from experiments.harness import ROOT, SHORT_RUNS, Outcome, compare, half_interval, last_row, load_corpus, read_flags, shown
+from experiments.harness import (
+    ROOT, SHORT_RUNS, Outcome, compare, half_interval, last_row, load_corpus, read_flags, shown,
+)  # fmt: skip
 from llm import LLM
 from support.checkpoint import PARAMETERS, read_torch_file
 from support.cli import UserError, atomic_write, make_parser, run_script, write_json
 from support.device import choose_device
 from support.model_class import model_class
 
-RATES = (1, 2, 4)  # times --learning_rate, which is low for so short a run. Each model has the one that is best for its seed 0
+RATES = (1, 2, 4)  # times --learning_rate, low for so short a run. Each model has its best one for seed 0
 MOST_SENTENCES, MOST_PAIRS = 450, 2000  # that grammar is measured on; of more, an even sample
 RESULTS, PICTURE = "ablations.json", "ablations.png"
 FORMS = {"nats": ".3f", "difference": "+.3f", "bits/char": ".3f", "case endings": ".1%", "real words": ".1%"}
 FORMS |= {"minimal pairs": ".1%"}  # the columns of the table
 
 
-def train_all(recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path) -> tuple[dict, dict]:
+def train_all(
+    recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path
+) -> tuple[dict, dict]:
     """Train each model with seed 0 at every rate, and with all seeds at the rate that was best.
 
-    Returns the losses of each model by the rate, and the outcomes at the best one. The rates are compared on all tokens:
-    a quarter of them misled, since the rate that is best early is too low later (5.03 nats for 4.87 after 750,000 tokens).
+    Returns each model's losses by the rate, and the outcomes at the best one. Rates are compared on all
+    tokens: a quarter misled, as the early best is too low later (5.03 nats for 4.87 after 750,000 tokens).
     """
     rates = [factor * args.learning_rate for factor in RATES]
-    tried = {f"{name}, rate {rate:g}": recipes[name] | {"learning_rate": rate} for name in recipes for rate in rates}
+    tried = {}
+    for name, recipe in recipes.items():
+        for rate in rates:
+            tried[f"{name}, rate {rate:g}"] = recipe | {"learning_rate": rate}
     to_come = tokens * (seeds - 1) * len(recipes)
     outcomes = compare(tried, 1, tokens, args, folder, may_diverge=True, tokens_to_come=to_come)
-    losses = {name: {rate: outcomes[f"{name}, rate {rate:g}"].losses[0] for rate in rates} for name in recipes}
-    best = {name: recipes[name] | {"learning_rate": min(losses[name], key=losses[name].get)} for name in recipes}
+    losses, best = {}, {}
+    for name, recipe in recipes.items():
+        losses[name] = {rate: outcomes[f"{name}, rate {rate:g}"].losses[0] for rate in rates}
+        best[name] = recipe | {"learning_rate": min(losses[name], key=losses[name].get)}
     return losses, compare(best, seeds, tokens, args, folder, may_diverge=True)
 
 
 def measure(run: Path, recipe: dict, corpus: Corpus, pairs: list[Pair], args: Namespace) -> dict[str, float]:
     """The figures of a run's model, and its number of parameters. They are kept in the folder of the run."""
-    code = [path.read_text(encoding="utf-8") for path in (Path(__file__), *sorted((ROOT / "evaluation").glob("*.py")))]
+    code_files = (Path(__file__), *sorted((ROOT / "evaluation").glob("*.py")))
+    code = [path.read_text(encoding="utf-8") for path in code_files]
     key = hashlib.blake2b(json.dumps([code, pairs, args.seed]).encode(), digest_size=8).hexdigest()
     kept = run / f"figures-{key}.json"
     if kept.exists():
@@ -87,14 +98,17 @@ def even_sample(items: list, count: int) -> list:
     return items[:: max(1, math.ceil(len(items) / count))]
 
 
-def measure_all(outcomes: dict[str, Outcome], measure_run: Callable[[str, Path], dict]) -> dict[str, dict[str, list]]:
+def measure_all(
+    outcomes: dict[str, Outcome], measure_run: Callable[[str, Path], dict]
+) -> dict[str, dict[str, list]]:
     """The figures of each model, a value for each seed; none if one of its runs diverged.
 
-    "difference" is how many nats it is above the whole model with the same seed, which varies less than either of them.
+    "difference": nats above the whole model with the same seed, which varies less than either of them.
     """
-    finite = [(name, run) for name, outcome in outcomes.items() if math.isfinite(outcome.mean) for run in outcome.folders]
+    finite = {name: each.folders for name, each in outcomes.items() if math.isfinite(each.mean)}
+    runs = [(name, run) for name, folders in finite.items() for run in folders]
     figures = {name: defaultdict(list) for name in outcomes}
-    for name, run in tqdm(finite, "measured", smoothing=0, dynamic_ncols=True):
+    for name, run in tqdm(runs, "measured", smoothing=0, dynamic_ncols=True):
         for figure, value in measure_run(name, run).items():
             figures[name][figure].append(value)
     for each in figures.values():
@@ -104,22 +118,28 @@ def measure_all(outcomes: dict[str, Outcome], measure_run: Callable[[str, Path],
 
 
 def cell(figure: str, values: list[float]) -> str:
-    """The mean over the seeds with its 95% interval. A difference says if that contains 0, so that none is shown."""
-    contains_0 = figure == "difference" and abs(np.mean(values)) <= half_interval(values)  # never for one seed: it is nan
+    """The mean over the seeds with its 95% interval. A difference says if that contains 0: none is shown."""
+    # Never for one seed, whose interval is nan
+    contains_0 = figure == "difference" and abs(np.mean(values)) <= half_interval(values)
     return shown(values, FORMS[figure]) + (" contains 0" if contains_0 else "")
 
 
-def print_models(title: str, losses: dict[str, dict[float, float]], figures: dict[str, dict[str, list]]) -> None:
+def print_models(
+    title: str, losses: dict[str, dict[float, float]], figures: dict[str, dict[str, list]]
+) -> None:
     """A row for each model."""
     columns, rows = [name for name in FORMS if name in figures[WHOLE]], []
     for name, by_rate in losses.items():
         rate = min(by_rate, key=by_rate.get)
         star = "*" if rate in (min(by_rate), max(by_rate)) else ""
         cells = [cell(figure, figures[name][figure]) if figures[name] else "diverged" for figure in columns]
-        cells = ["" if name == WHOLE and figure == "difference" else each for figure, each in zip(columns, cells)]
-        rows.append((name, figures[name]["parameters"][0] if figures[name] else "", f"{rate:g}{star}", *cells))
+        if name == WHOLE:
+            cells = ["" if figure == "difference" else each for figure, each in zip(columns, cells)]
+        parameters = figures[name]["parameters"][0] if figures[name] else ""
+        rows.append((name, parameters, f"{rate:g}{star}", *cells))
     print_table(title, ("", "parameters", "rate", *columns), rows)
-    print("contains 0: no difference is shown.  *: the lowest or highest rate tried; a better one may lie beyond.")
+    star_note = "*: the lowest or highest rate tried; a better one may lie beyond."
+    print(f"contains 0: no difference is shown.  {star_note}")
 
 
 def draw(title: str, figures: dict[str, dict[str, list]], path: Path) -> None:

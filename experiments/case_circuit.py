@@ -98,7 +98,8 @@ def find_circuit(model: LLM, tokenizer: Tokenizer, args: Namespace) -> dict:
     pairs = [pair for pair in find_pairs(targets, tokenizer) if len(pair.clean) <= model.max_seq_len]
     pairs.sort(key=lambda pair: len(pair.clean))  # equal lengths in one batch need little padding
     words = [word for word in find_words(targets, tokenizer) if len(word.ids) <= model.max_seq_len]
-    gendered = len({word.lemma for word in words if word.gender})  # the probes of case and number have at least as many
+    # Lemmas with a known gender: the probes of case and number have at least as many
+    gendered = len({word.lemma for word in words if word.gender})
     if len(pairs) < 2 or gendered < 2:
         raise UserError(
             f"the held-out text gives {len(pairs)} pairs and {gendered} lemmas with a known gender: "
@@ -114,7 +115,8 @@ def find_circuit(model: LLM, tokenizer: Tokenizer, args: Namespace) -> dict:
         result["steering"] = steering
         print_steering(result)
     else:
-        print(f"\nNo steering: {len(pairs)} pairs are too few. It takes a longer text, of which more is held out.")
+        needed = "It takes a longer text, of which more is held out."
+        print(f"\nNo steering: {len(pairs)} pairs are too few. {needed}")
     return result
 
 

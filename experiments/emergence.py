@@ -1,8 +1,8 @@
 """When does the model learn what?  python -m experiments.emergence
 
-Measures the snapshots of a run and its final weights: held-out text, generated text, facts, case endings, heads, and minimal
-pairs with --pairs. Prints a table, and writes emergence.json and emergence.png to out_dir. With --runs, the out_dirs of runs
-with other seeds, every figure is the mean over all the runs, with its 95% interval.
+Measures the snapshots of a run and its final weights: held-out text, generated text, facts, case endings,
+heads, and minimal pairs with --pairs. Prints a table, and writes emergence.json and emergence.png to out_dir.
+With --runs, the out_dirs of runs with other seeds, figures are means over all runs, with 95% intervals.
 """
 
 import math
@@ -34,7 +34,7 @@ from support.device import choose_device
 from support.training_log import read_log
 
 RESULTS, PICTURE = "emergence.json", "emergence.png"
-HEADS = ("previous token", "same token", "induction")  # see SCORE_DEFINITIONS in interpretability/measurements.py
+HEADS = ("previous token", "same token", "induction")  # SCORE_DEFINITIONS in interpretability/measurements.py
 MOST_COLUMNS = 6  # steps in the printed table; the other files have all
 
 Figures = dict[str, dict[str, float | None]]  # group -> name -> value; None where there is nothing to measure
@@ -50,10 +50,11 @@ class Run(NamedTuple):
 
 
 def open_run(folder: Path, args: Namespace) -> Run:
-    """The run that left its weights in a folder. Raises UserError if it has not finished, or kept no snapshots."""
+    """The run that left its weights in a folder. Raises UserError if it is unfinished or has no snapshots."""
     model, snapshots, log = load_model(folder), snapshot_paths(folder), read_log(folder)
     if not snapshots or not log:
-        raise UserError(f"{folder} has no snapshots, or no training_log.csv: train with  python train.py --snapshots 12")
+        command = "python train.py --snapshots 12"
+        raise UserError(f"{folder} has no snapshots, or no training_log.csv: train with  {command}")
     if not model.trained_on.get("finished"):
         raise UserError(f"the run in {folder} has not finished: run  python train.py  again, and it goes on")
     tokenizer = load_tokenizer(folder / TOKENIZER, model)
@@ -71,7 +72,8 @@ def measure(model: LLM, run: Run, facts: list[Fact], pairs: list[Pair], args: Na
     ids = run.corpus.val.tolist()
     held_out = decode_sentences(run.tokenizer, ids)
     losses = scorer.token_losses([[scorer.eos, *ids]], [1], "held-out text")[0]
-    samples = evaluate_samples(scorer, [], [], args.seed)[str(TEMPERATURES[0])]  # their shares alone, not those of real text
+    # The shares of the samples alone, not those of real text
+    samples = evaluate_samples(scorer, [], [], args.seed)[str(TEMPERATURES[0])]
     answers = evaluate_facts(scorer, facts)
     cases = evaluate_cases(scorer, held_out)
 
@@ -110,7 +112,7 @@ def summary(values: np.ndarray, steps: list[int], tokens_per_step: float) -> dic
 
 
 def half_way_step(steps: list[int], values: np.ndarray) -> float:
-    """The step at which the values have first come half-way from the first to the last one; nan if these are equal.
+    """The step at which the values are first half-way from the first to the last; nan if these are equal.
 
     Between two snapshots, a value is taken to be linear in log(step + 1).
     """
@@ -124,7 +126,7 @@ def half_way_step(steps: list[int], values: np.ndarray) -> float:
 
 
 def mean_over_runs(values: np.ndarray) -> dict[str, list]:
-    """The mean of values (runs, N) and, of two runs or more, its 95% interval. None where a run has no value."""
+    """The mean of values (runs, N) and, of two runs or more, its 95% interval. None where a run has none."""
     mean = values.mean(axis=0)
     if len(values) == 1:
         return {"mean": numbers(mean)}
@@ -137,7 +139,7 @@ def numbers(values: Iterable[float]) -> list[float | None]:
 
 
 def printed_groups(result: dict) -> list[tuple[str, dict]]:
-    """The groups of figures that are printed and drawn. The facts by relation are too many, and left to emergence.json."""
+    """The groups of figures to print and draw. Facts by relation, too many, are only in emergence.json."""
     return [(group, figures) for group, figures in result["figures"].items() if group != "facts by relation"]
 
 
@@ -184,7 +186,7 @@ def draw(result: dict, path: Path) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--runs", nargs="+", default=[], help="out_dirs of runs that differ from this one in their seed alone")
+    parser.add_argument("--runs", nargs="+", default=[], help="out_dirs of runs that differ only in seed")
     parser.add_argument("--facts", default=BUNDLED_FACTS, help="a file as for evaluate.py [data/facts.jsonl]")
     parser.add_argument("--pairs", help="a file or a data set of the hub, as for evaluate.py")
     args = parse_args(parser)
@@ -198,13 +200,15 @@ def main() -> None:
     runs = [open_run(folder, args) for folder in folders]
     first, shared = runs[0], [(run.corpus.key, run.steps, run.model.architecture()) for run in runs]
     if any(each != shared[0] for each in shared):
-        raise UserError("the runs differ in more than their seed: in text, architecture, or the steps of their snapshots")
+        where = "in text, architecture, or the steps of their snapshots"
+        raise UserError(f"the runs differ in more than their seed: {where}")
 
     weights = [(run, path) for run in runs for path in run.paths]
     measured = []  # Figures, of the first run, then of the second, ...
     for run, path in tqdm(weights, "snapshots", smoothing=0, dynamic_ncols=True):
         measured.append(measure(read_snapshot(path, run.model), run, facts, pairs, args))
-    result = {"steps": first.steps, "tokens": [round(step * first.tokens_per_step) for step in first.steps], "figures": {}}
+    tokens = [round(step * first.tokens_per_step) for step in first.steps]
+    result = {"steps": first.steps, "tokens": tokens, "figures": {}}
     for group, names in measured[0].items():
         result["figures"][group] = {}
         for name in names:

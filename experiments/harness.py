@@ -1,9 +1,9 @@
 """Compares recipes at equal tokens: runs train.py for each recipe and seed.
 
-A recipe is a dict of the hyperparameters in which it differs from the others. The loss after a number of tokens does not depend
-on how busy the machine is; seconds do, so speeds are bench.py's business. A run that is done is kept and not repeated, and one
-that was interrupted goes on from its last checkpoint, if it has one. The same command started twice shares the runs out: each
-process trains what the other is not training.
+A recipe is a dict of the hyperparameters in which it differs from the others. The loss after a number of
+tokens does not depend on how busy the machine is; seconds do, so speeds are bench.py's business. A run that
+is done is kept and not repeated, and one that was interrupted goes on from its last checkpoint, if it has
+one. The same command started twice shares the runs out: each process trains what the other is not training.
 """
 
 import functools
@@ -31,14 +31,14 @@ from support.cli import UserError, check, parse_args
 from support.training_log import read_log
 
 ROOT = Path(__file__).parent.parent
-STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # its 97.5% point, for 2 to 10 runs
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% point, 2 to 10 runs
 NOT_SHAPING = {"out_dir", "given"}  # what the result of a run does not depend on
-# Flags for runs of some hundred steps: the longer warm-up that they need, and one validation, at the end, over more windows
+# For runs of some hundred steps: the longer warm-up they need, and one validation at the end, on more windows
 SHORT_RUNS = {"warmup": 0.15, "eval_windows": 512, "eval_every": 10**9, "snapshots": 0}
 
 
 class Outcome(NamedTuple):
-    """The results of one recipe: for each seed the last validation loss (nats per token) and the folder of the run."""
+    """The results of a recipe: each seed's last validation loss (nats per token) and its run's folder."""
 
     losses: list[float]
     folders: Sequence[Path] = ()
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 def half_interval(values: Sequence) -> np.ndarray:
-    """Half of the 95% interval of the mean of values (runs, ...) over the runs, by Student's t: (...). Of a single run nan."""
+    """Half the 95% interval of the mean of values (runs, ...), by Student's t: (...); nan for one run."""
     runs = len(values)
     if runs == 1:
         return np.full(np.shape(values[0]), np.nan)
@@ -63,12 +63,12 @@ def shown(values: list[float], form: str) -> str:
 
 
 def read_flags(parser: ArgumentParser, tokens: int, seeds: int, recipe: dict) -> tuple[Namespace, int, int]:
-    """Parse the command line, with --tokens and --seeds beside the parser's flags: hyperparameters, tokens, seeds.
+    """Parse the parser's flags and --tokens and --seeds. Returns the hyperparameters, tokens and seeds.
 
-    tokens and seeds are the defaults. A hyperparameter that the command line does not set has its value in the recipe, if it
-    is there.
+    tokens and seeds are the defaults. A hyperparameter that the command line does not set has its value in
+    the recipe, if it is there.
     """
-    parser.add_argument("--tokens", type=int, default=tokens, help=f"tokens that a run trains on, at most [{tokens}]")
+    parser.add_argument("--tokens", type=int, default=tokens, help=f"tokens of a run, at most [{tokens}]")
     parser.add_argument("--seeds", type=int, default=seeds, help=f"runs of each recipe [{seeds}]")
     args = parse_args(parser)
     check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
@@ -80,7 +80,7 @@ def read_flags(parser: ArgumentParser, tokens: int, seeds: int, recipe: dict) ->
 
 @functools.cache
 def load_corpus(folder: Path, **settings) -> tuple[Corpus, str]:
-    """What load_text() gives for text_settings(), read once by each process. train() copies its tokens from folder / "cache"."""
+    """What load_text() gives for text_settings(), cached. train() copies its tokens from folder / "cache"."""
     return load_text(Namespace(out_dir=str(folder), **settings))
 
 
@@ -88,21 +88,23 @@ def compare(
     recipes: dict[str, dict], seeds: int, tokens: int, args: Namespace, folder: Path,
     may_diverge: bool = False, tokens_to_come: int = 0,
 ) -> dict[str, Outcome]:  # fmt: skip
-    """Train every recipe with seeds 0 to seeds - 1 on about `tokens` tokens. Returns the outcome of each, by its name.
+    """Train every recipe with seeds 0 to seeds - 1 on about `tokens` tokens. Returns the outcomes by name.
 
-    args are the hyperparameters that all share; a recipe may have its own "tokens". The time left that is shown includes
-    tokens_to_come, of later calls. Raises UserError if a run fails; with may_diverge, one that diverges has the loss inf.
+    args: the hyperparameters that all share; a recipe may have its own "tokens". The time left includes
+    tokens_to_come, of later calls. Raises UserError if a run fails; with may_diverge, divergence is loss inf.
     """
-    runs = [(name, seed) for seed in range(seeds) for name in recipes]  # all recipes once, before any has its second seed
+    runs = [(name, seed) for seed in range(seeds) for name in recipes]  # all recipes before any second seed
     folders = {name: [None] * seeds for name in recipes}
     began, tokens_trained, time_left = time.time(), 0, "?"
     tokens_left = sum(recipes[name].get("tokens", tokens) for name, _ in runs) + tokens_to_come
-    with tqdm(total=len(runs), desc="runs", bar_format="{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]") as bar:
+    bar_format = "{desc}: {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+    with tqdm(total=len(runs), desc="runs", bar_format=bar_format) as bar:
         while runs:
             name, seed = runs.pop(0)
             bar.set_postfix_str(f"{name}, seed {seed}, left {time_left}")
             shared = vars(args) | {"tokens": tokens} | recipes[name] | {"seed": seed}
-            corpus, shared["dataset"] = load_corpus(folder, **text_settings(Namespace(**shared)))  # all runs read the same
+            # All runs read the same text
+            corpus, shared["dataset"] = load_corpus(folder, **text_settings(Namespace(**shared)))
             flags = {key: value for key, value in shared.items() if key not in NOT_SHAPING}
             run_tokens = flags.pop("tokens")
             flags["epochs"] = run_tokens / len(corpus.train)
@@ -117,7 +119,8 @@ def compare(
                 continue
             if math.isinf(final_loss(out_dir)) and not may_diverge:
                 raise UserError(f"a run failed: {finished_file(out_dir).read_text(encoding='utf-8')}")
-            tokens_trained += run_tokens if finished_file(out_dir).stat().st_mtime > began else 0  # here, or elsewhere
+            if finished_file(out_dir).stat().st_mtime > began:  # trained meanwhile, here or elsewhere
+                tokens_trained += run_tokens
             tokens_left -= run_tokens
             if tokens_trained:
                 time_left = tqdm.format_interval((time.time() - began) / tokens_trained * tokens_left)
@@ -130,7 +133,8 @@ def run_key(flags: dict, text_key: str) -> str:
     code = [(ROOT / name).read_text(encoding="utf-8") for name in ("llm.py", "train.py")]
     if "model" in flags:  # what is in the file counts, not where it is
         flags = flags | {"model": Path(flags["model"]).read_text(encoding="utf-8")}
-    return hashlib.blake2b(json.dumps([flags, text_key, code], sort_keys=True).encode(), digest_size=8).hexdigest()
+    shaping = json.dumps([flags, text_key, code], sort_keys=True)
+    return hashlib.blake2b(shaping.encode(), digest_size=8).hexdigest()
 
 
 def finished_file(out_dir: Path) -> Path:
@@ -139,7 +143,7 @@ def finished_file(out_dir: Path) -> Path:
 
 
 def train(out_dir: Path, flags: dict) -> Path:
-    """Run train.py with these flags in out_dir, unless that was done. Raises UserError with its last line if it fails.
+    """Run train.py with these flags in out_dir, unless done. Raises UserError with its last line if it fails.
 
     A run whose loss ceases to be finite is done, too: it would end so again.
     """
@@ -152,8 +156,9 @@ def train(out_dir: Path, flags: dict) -> Path:
             return out_dir
         if cache.exists() and not (out_dir / "cache").exists():
             shutil.copytree(cache, out_dir / "cache", ignore=shutil.ignore_patterns("making-*"))
-    command = [sys.executable, ROOT / "train.py", "--out_dir", out_dir, *(f"--{name}={value}" for name, value in flags.items())]
-    # Ctrl-C reaches train.py, too, which ends early and saves. By itself subprocess.run would kill it a moment later
+    options = [f"--{name}={value}" for name, value in flags.items()]
+    command = [sys.executable, ROOT / "train.py", "--out_dir", out_dir, *options]
+    # Ctrl-C reaches train.py, too: it ends early and saves. subprocess.run alone would kill it a moment later
     handler = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, errors="replace")

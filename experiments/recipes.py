@@ -1,7 +1,7 @@
 """Which training recipe is best at equal tokens?  python -m experiments.recipes --tokens 300000 --seeds 3
 
-Each recipe changes one hyperparameter, or two that belong together. The table shows the validation loss, its 95% interval, and
-the difference to params.py seed by seed: a difference whose interval contains 0 shows nothing.
+Each recipe changes one hyperparameter, or two that belong together. The table shows the validation loss, its
+95% interval, and the difference to params.py seed by seed: one whose interval contains 0 shows nothing.
 """
 
 import math
@@ -24,7 +24,7 @@ RECIPES = {  # a value, or a function of the arguments
     "rate / 1.5": {"learning_rate": lambda args: args.learning_rate / 1.5},
     "beta1 0.9": {"adam_beta1": 0.9},
     "beta2 0.95": {"adam_beta2": 0.95},
-    "the embedding's rate as the others'": {"embedding_rate": 1.0},  # arXiv:2203.03466: it need not fall with the width
+    "the embedding's rate as the others'": {"embedding_rate": 1.0},  # for any width, arXiv:2203.03466
     "no weight decay": {"weight_decay": 0.0},
     "twice the weight decay": {"weight_decay": lambda args: 2 * args.weight_decay},
     "warm-up 0.15": {"warmup": 0.15},

@@ -1,9 +1,9 @@
 """A scaling law from your own computer:  python -m experiments.scaling
 
-Trains models of four sizes on three numbers of tokens, in less than half an hour on two cores, and fits the law of
-Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) to their losses. Prints which size is best for a given
-time, and predicts the loss of a full pass with the model of params.py, for train.py to confirm or refute.
-Writes scaling.json and scaling.png to out_dir.
+Trains models of four sizes on three numbers of tokens, in less than half an hour on two cores, and fits the
+law of Hoffmann et al. 2022 (arXiv:2203.15556, section 3.3) to their losses. Prints which size is best for a
+given time, and predicts the loss of a full pass with the model of params.py, for train.py to confirm or
+refute. Writes scaling.json and scaling.png to out_dir.
 """
 
 import itertools
@@ -28,7 +28,8 @@ MINUTES = (1, 5, 20, 60)  # of training, to find the best size for
 TABLES = {
     "runs": "Loss of the runs, nats a token",
     "law": "The law: loss = E + A / parameters^a + B / tokens^b",
-    "best": "The best model size for a training time (d_model is the nearest; the loss is that of the exact size)",
+    "best": "The best model size for a training time "
+            "(d_model is the nearest; the loss is that of the exact size)",
     "prediction": "Prediction for a full pass over the text with the model of params.py",
 }
 RECIPE = SHORT_RUNS | {"compile": "off"}  # of all runs: compiling would speed up only the longest
@@ -116,9 +117,10 @@ def main() -> None:
     text_tokens = len(corpus.train)
     if tokens > text_tokens:  # the law is about tokens that are read once
         raise UserError(f"the text has {text_tokens:,} tokens: use a longer one or --tokens {text_tokens}")
-    step = args.batch_size * args.max_seq_len
-    if tokens * SHARES[0] < step:
-        raise UserError(f"--tokens {tokens} is too few: the shortest runs have {tokens * SHARES[0]:.0f}, and a step {step}")
+    step, shortest = args.batch_size * args.max_seq_len, tokens * SHARES[0]
+    if shortest < step:
+        needed = f"the shortest runs have {shortest:.0f}, and a step {step}"
+        raise UserError(f"--tokens {tokens} is too few: {needed}")
     runs = train_grid(seeds, tokens, args, folder)
     result = conclude(runs, corpus.tokenizer.get_vocab_size(), text_tokens, args)
     write_json(out_dir / "scaling.json", result)

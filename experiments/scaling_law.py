@@ -1,4 +1,4 @@
-"""The law L(N, D) = E + A / N^a + B / D^b  (Hoffmann et al. 2022, arXiv:2203.15556): its fit, intervals, and use.
+"""The law L(N, D) = E + A / N^a + B / D^b  (Hoffmann et al. 2022, arXiv:2203.15556): fit, intervals, use.
 
 N: parameters, D: tokens, L: loss in nats a token. A law is an array of its five CONSTANTS.
 """
@@ -22,7 +22,7 @@ def loss_of(law: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> np.ndarra
 
 
 def fit(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The law (5,) with the least Huber loss of its relative errors: nearly the errors of log L, as in arXiv:2203.15556, eq. 3.
+    """The law (5,) of least Huber loss of relative errors, nearly those of log L (arXiv:2203.15556, eq. 3).
 
     For given a and b the law is linear in E, A and B. So only a and b are searched, on a grid that narrows
     around its best point: no starting points, and no optimizer that may stop early, as theirs did (Besiroglu
@@ -42,7 +42,7 @@ def fit(sizes: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> np.ndarray
         negative_E = constants[:, 0, 0] < 0  # there, the best law that is possible has E = 0
         constants[negative_E, 1:] = np.linalg.solve(products[negative_E, 1:, 1:], sums[negative_E, 1:])
         constants[negative_E, 0] = 0
-        constants[:, 1:] = np.maximum(constants[:, 1:], 1e-9)  # a point that wants a negative A or B fits badly
+        constants[:, 1:] = np.maximum(constants[:, 1:], 1e-9)  # a point that wants negative A or B fits badly
         errors = columns @ constants - 1  # (points, runs, 1)
         i = (weights * errors**2).sum(axis=(1, 2)).argmin()
         weights = np.minimum(1, HUBER / np.maximum(np.abs(errors[i]), 1e-12))
@@ -83,7 +83,7 @@ def bounds(values: np.ndarray, low: str = "from", high: str = "to") -> dict[str,
 
 
 def draw(result: dict, longest: float, path: Path) -> None:
-    """The loss over the tokens and over up to `longest` minutes of training: dots as measured, lines by the law."""
+    """The loss over tokens and up to `longest` minutes of training: dots as measured, lines by the law."""
     from matplotlib.figure import Figure  # here, because it takes a second
 
     law, runs = np.array([row["fit"] for row in result["law"]]), result["runs"]

@@ -1,1 +1,1 @@
-"""Shows how a trained model works: traces, measurements, attention maps, the interactive page, patching, probes, steering."""
+"""How a trained model works: traces, measurements, attention maps, the page, patching, probes, steering."""

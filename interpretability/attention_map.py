@@ -16,17 +16,18 @@ MOST_LABELS = 64  # tokens named along an axis; of a longer text every second, t
 
 
 def attention_png(model: LLM, tokenizer: Tokenizer, text: str, path: Path) -> None:
-    """Write a PNG with one row per layer and one map per head; in a map, queries run down and keys run across.
+    """Write a PNG with one row per layer and one map per head; queries run down, keys run across.
 
-    The text is encoded as in generate.py, with <EOS> before it. Raises UserError if it does not fit into the window.
+    The text is encoded as in generate.py, with <EOS> before it. Raises UserError if it exceeds the window.
     """
     from matplotlib.colors import PowerNorm  # here, because it takes a second
     from matplotlib.figure import Figure
 
     _, ids = encode_prompt(tokenizer, text)
     T, L, H = len(ids), model.num_layers, model.num_heads
-    if T > model.max_seq_len:
-        raise UserError(f"the text has {T} tokens, more than the {model.max_seq_len} that the model sees at once")
+    limit = model.max_seq_len
+    if T > limit:
+        raise UserError(f"the text has {T} tokens, more than the {limit} that the model sees at once")
     layers = trace(model, torch.tensor([ids])).layers
     weights = torch.stack([layer.weights[0] for layer in layers]).double().numpy()  # (L, H, T, T)
     future = np.triu(np.ones((T, T), dtype=bool), 1)

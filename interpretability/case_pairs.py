@@ -38,7 +38,11 @@ VERBS = {
     },
 }
 # Preposition -> before which forms it becomes «об», «во», «ко»
-OTHER_FORM_BEFORE = {"о": re.compile("[аиоуэ]"), "в": re.compile("[вф][^аеёиоуыэюя]"), "к": re.compile("вс|вт|мн|дн")}
+OTHER_FORM_BEFORE = {
+    "о": re.compile("[аиоуэ]"),
+    "в": re.compile("[вф][^аеёиоуыэюя]"),
+    "к": re.compile("вс|вт|мн|дн"),
+}
 VERB_BEFORE = re.compile(r"(?<![\w-])([а-яё]+) (на|с) $")  # a whole word, not the end of «Упал»
 AGREEMENT = "adjective / its noun"
 MAX_PAIRS = 120  # of one contrast; of more an even sample
@@ -152,10 +156,13 @@ def changed_preposition(target: Target) -> Iterator[Candidate]:
         for other, case in cases.items():
             form = form_in(target, case)
             is_contrast = other != own and cases.get(own) == target.case and before.endswith(f"{own} ")
-            if form and is_contrast and not (other in OTHER_FORM_BEFORE and OTHER_FORM_BEFORE[other].match(form)):
-                is_adjective = bool(parses_as("ADJF", target.sentence[target.begin : target.end]))
-                name = f"{contrast}, adjective" if is_adjective else contrast
-                yield name, target, f"{before.removesuffix(f'{own} ')}{other} ", form, case
+            if not (form and is_contrast):
+                continue
+            if other in OTHER_FORM_BEFORE and OTHER_FORM_BEFORE[other].match(form):
+                continue
+            is_adjective = bool(parses_as("ADJF", target.sentence[target.begin : target.end]))
+            name = f"{contrast}, adjective" if is_adjective else contrast
+            yield name, target, f"{before.removesuffix(f'{own} ')}{other} ", form, case
 
 
 def changed_verb(target: Target) -> Iterator[Candidate]:

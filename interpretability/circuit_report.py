@@ -20,7 +20,7 @@ MOST_COST = 0.1  # nats a token on other text: the most that steering may cost
 
 
 def best_row(rows: list[dict]) -> dict:
-    """Of the strengths that cost less than MOST_COST, the one that turns the most endings; else the weakest."""
+    """Of the strengths that cost less than MOST_COST, the one that turns most endings; else the weakest."""
     cheap = [row for row in rows if row["steered_cost"] < MOST_COST] or rows[:1]
     return max(cheap, key=lambda row: row["steered"]["share"])
 

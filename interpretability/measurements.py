@@ -1,7 +1,7 @@
 """Measures what the heads, neurons and layers of a trained model do, averaged over text.
 
-measure() collects what the page shows: the loss by position, what each head attends to, how much the loss rises
-when a head is ablated, the text that activates each neuron most, and the record of training. It runs on the CPU.
+measure() collects, on the CPU, what the page shows: the loss by position, what each head attends to, how much
+the loss rises when a head is ablated, the text that activates each neuron most, and the record of training.
 
 Shapes in the comments: B windows of T tokens, H heads, L layers, V = vocab_size.
 """
@@ -21,20 +21,22 @@ from interpretability.trace import run_block, run_layers
 from llm import LLM
 from support.training_log import read_log, read_samples
 
-BATCH_TOKENS = 2048  # tokens per batch, about; their activations in one layer of the default model take some 20 MB
+BATCH_TOKENS = 2048  # about; their activations in one layer of the default model take some 20 MB
 TOKENS_BEFORE = 7  # shown before the token that activates a neuron
 
 # The scores of head_scores(). A mean is over the positions that have such a token to attend to.
 SCORE_DEFINITIONS = {
     "previous token": "Mean weight on the token just before.",
-    "first token": "Mean weight on the first token of the window. Heads that find nothing relevant attend to it.",
-    "sentence end": "Mean total weight on all <EOS> tokens up to this position, divided by what uniform attention "
-    "would give. 1 means no preference.",
+    "first token": "Mean weight on the first token of the window. "
+    "Heads that find nothing relevant attend to it.",
+    "sentence end": "Mean total weight on all <EOS> tokens up to this position, divided by what uniform "
+    "attention would give. 1 means no preference.",
     "same token": "Mean total weight on all earlier occurrences of the same token, where there are any.",
-    "induction": "Mean total weight on the tokens that followed earlier occurrences of the same token (Olsson et al. "
-    "2022, arXiv:2209.11895). Such a head predicts that what followed last time follows again.",
-    "spread": "Mean of 2^entropy, with the entropy of the weights in bits: over how many tokens a head spreads its "
-    "attention. 1 is a single token; uniform attention spreads over all visible tokens.",
+    "induction": "Mean total weight on the tokens that followed earlier occurrences of the same token "
+    "(Olsson et al. 2022, arXiv:2209.11895). "
+    "Such a head predicts that what followed last time follows again.",
+    "spread": "Mean of 2^entropy, with the entropy of the weights in bits: over how many tokens a head "
+    "spreads its attention. 1 is a single token; uniform attention spreads over all visible tokens.",
 }
 
 
@@ -44,9 +46,9 @@ def measure(
     """Everything the page shows that is not computed as the reader types.
 
     Returns {"base_loss": nats per held-out token, "position_loss": [T], "head_scores": see head_scores(),
-    "ablation": [L][H], "neurons": {"contexts", "activations"}: see neuron_contexts(), "training": {"log":
-    see read_log(), "samples": see read_samples()}}. The folder is where train.py wrote both. Raises UserError if they
-    cannot be read. It takes half a minute for a model of the default size on two cores.
+    "ablation": [L][H], "neurons": {"contexts", "activations"}: see neuron_contexts(), "training": {"log": see
+    read_log(), "samples": see read_samples()}}. The folder is where train.py wrote both. Raises UserError if
+    they cannot be read. It takes half a minute for a model of the default size on two cores.
     """
     training = {"log": read_log(folder), "samples": read_samples(folder)}  # first: the rest takes long
     position_loss = loss_by_position(model, val_tokens)
@@ -67,9 +69,9 @@ def measure(
 def even_windows(tokens: np.ndarray, max_seq_len: int, max_tokens: int, overlap: bool) -> Tensor:
     """Windows of T tokens and the token after them, spread evenly over the text: int64 (N, T + 1).
 
-    T is max_seq_len, or less if the text is shorter. All windows together have about max_tokens tokens. With overlap,
-    a text shorter than that is cut into overlapping windows. Then nearly the same tokens occur at every position of a
-    window, so that positions can be compared. Raises ValueError if the text has fewer than two tokens.
+    T is max_seq_len, or less if the text is shorter. All together have about max_tokens tokens. With overlap,
+    a text shorter than that is cut into overlapping windows. Then nearly the same tokens occur at every
+    position of a window, so that positions can be compared. Raises ValueError for fewer than two tokens.
     """
     T = min(max_seq_len, len(tokens) - 1)
     if T < 1:
@@ -97,7 +99,8 @@ def window_batches(windows: Tensor, description: str) -> Iterator[tuple[Tensor, 
 
 def target_losses(logits: Tensor, target_ids: Tensor) -> Tensor:
     """The cross-entropy (B, T), in nats, of each target (B, T) under logits (B, T, V)."""
-    return F.cross_entropy(logits.flatten(0, 1), target_ids.flatten(), reduction="none").view(target_ids.shape)
+    losses = F.cross_entropy(logits.flatten(0, 1), target_ids.flatten(), reduction="none")
+    return losses.view(target_ids.shape)
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def window_losses(model: LLM, windows: Tensor, description: str = "") -> Tensor:
 
 
 def loss_by_position(model: LLM, tokens: np.ndarray) -> list[float]:
-    """The mean loss, in nats, at each of the T positions of a window. It falls as long as more context helps."""
+    """The mean loss, in nats, at each of the T positions of a window. It falls while more context helps."""
     windows = even_windows(tokens, model.max_seq_len, 50_000, overlap=True)
     return window_losses(model, windows, "loss by position").mean(dim=0).tolist()
 
@@ -118,10 +121,11 @@ def loss_by_position(model: LLM, tokens: np.ndarray) -> list[float]:
 
 @torch.no_grad()
 def head_scores(model: LLM, tokens: np.ndarray, eos: int) -> dict[str, dict]:
-    """What each head attends to: name -> {"definition", "values": [L][H], "uniform": of uniform attention}."""
+    """What heads attend to: name -> {"definition", "values": [L][H], "uniform": of uniform attention}."""
     windows = even_windows(tokens, model.max_seq_len, 8_000, overlap=True)
     input_ids = windows[:, :-1]  # (N, T)
-    scores_of_layers = [score_weights(layer.weights, input_ids, eos) for layer in run_layers(model, input_ids)]
+    layers = run_layers(model, input_ids)
+    scores_of_layers = [score_weights(layer.weights, input_ids, eos) for layer in layers]
 
     N, T = input_ids.shape
     uniform = score_weights(uniform_weights(T).expand(N, 1, T, T), input_ids, eos)
@@ -138,7 +142,7 @@ def uniform_weights(T: int) -> Tensor:
 
 
 def score_weights(weights: Tensor, input_ids: Tensor, eos: int) -> dict[str, Tensor]:
-    """The scores of SCORE_DEFINITIONS for attention weights (B, H, T, T) on input_ids (B, T): name -> tensor (H,)."""
+    """The SCORE_DEFINITIONS scores of attention weights (B, H, T, T) on input_ids (B, T): name -> (H,)."""
     B, T = input_ids.shape
     visible = torch.ones(T, T, dtype=torch.bool).tril()  # query, key
     earlier = visible.tril(-1)
@@ -168,7 +172,7 @@ def score_weights(weights: Tensor, input_ids: Tensor, eos: int) -> dict[str, Ten
 
 @torch.no_grad()
 def ablation_losses(model: LLM, tokens: np.ndarray) -> list[list[float]]:
-    """How much the mean loss rises, in nats, if one head is ablated: [L][H]. Negative: better without the head."""
+    """How much the mean loss rises, in nats, if one head is ablated: [L][H]. Negative: better without it."""
     windows = even_windows(tokens, model.max_seq_len, 4_000, overlap=True)
     rises = torch.zeros(model.num_layers, model.num_heads, dtype=torch.float64)  # sums over all tokens
     for input_ids, target_ids in window_batches(windows, "ablated heads"):
@@ -177,7 +181,7 @@ def ablation_losses(model: LLM, tokens: np.ndarray) -> list[list[float]]:
         cos, sin = model.rotary(0, input_ids.shape[1], x.dtype)
         for i, layer in enumerate(run_layers(model, input_ids)):
             for head in range(model.num_heads):
-                # The layers before i do not depend on the head, so only this layer and the later ones are run again
+                # Earlier layers do not depend on the head, so only layer i and the later ones run again
                 changed = run_block(model.blocks[i], x, cos, sin, [head]).residual
                 for block in model.blocks[i + 1 :]:
                     changed = block(changed, cos, sin)
@@ -195,15 +199,15 @@ def ablation_losses(model: LLM, tokens: np.ndarray) -> list[list[float]]:
 def neuron_contexts(
     model: LLM, tokens: np.ndarray, count: int = 3, tokens_before: int = TOKENS_BEFORE
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` positions, in about 60,000 tokens, at which each neuron is most active, the most active first.
+    """The `count` positions in about 60,000 tokens where each neuron is most active, the most active first.
 
-    Returns the token ids (L, hidden, count, tokens_before + 1) up to each position, and the activations
-    there (L, hidden, count), float32. Active means far from 0 on either side, since a neuron writes its vector with
+    Returns the token ids (L, hidden, count, tokens_before + 1) up to each position, and the activations there
+    (L, hidden, count), float32. Active means far from 0 on either side, since a neuron writes its vector with
     either sign. The model saw all the tokens returned. A short text may give fewer than `count`.
     """
     windows = even_windows(tokens, model.max_seq_len, 60_000, overlap=False)
     tokens_before = min(tokens_before, windows.shape[1] - 2)
-    contexts = windows[:, :-1].unfold(1, tokens_before + 1, 1)  # (N, positions in a window, tokens_before + 1)
+    contexts = windows[:, :-1].unfold(1, tokens_before + 1, 1)  # (N, per_window, tokens_before + 1)
     per_window = contexts.shape[1]
 
     # The most active so far: the activation, and the number of its position, counted over all windows
@@ -213,8 +217,9 @@ def neuron_contexts(
     num_done = 0
     for input_ids, _ in window_batches(windows, "neurons"):
         # Positions with fewer than tokens_before tokens before them are left out
-        layers = [layer.activations[:, tokens_before:].flatten(0, 1).T for layer in run_layers(model, input_ids)]
-        new_values = torch.stack(layers)  # (L, hidden, positions in the batch)
+        layers = run_layers(model, input_ids)
+        activations = [layer.activations[:, tokens_before:].flatten(0, 1).T for layer in layers]
+        new_values = torch.stack(activations)  # (L, hidden, positions in the batch)
         num_new = new_values.shape[2]
         new_positions = torch.arange(num_done, num_done + num_new).expand(new_values.shape)
         num_done += num_new

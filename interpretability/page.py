@@ -1,8 +1,8 @@
 """Makes the interactive page: one HTML file, with the model in it, that works offline.
 
 The parts are in interpretability/page/. page.html names each of the other files where its text belongs, as in
-@style.css@; make_page() puts them in, with the weights in float16, the tokenizer, the measurements, and as many
-snapshots of the weights as fit, in 8 bits a number.
+@style.css@; make_page() puts them in, with the weights in float16, the tokenizer, the measurements, and as
+many snapshots of the weights as fit, in 8 bits a number.
 """
 
 import base64
@@ -23,15 +23,16 @@ MOST_BYTES = 32_000_000  # of the page with its snapshots
 
 
 def make_page(
-    model: LLM, tokenizer: Tokenizer, measurements: dict, prompt: str, snapshots: Sequence[tuple[int, Path]] = ()
-) -> str:
+    model: LLM, tokenizer: Tokenizer, measurements: dict, prompt: str,
+    snapshots: Sequence[tuple[int, Path]] = (),
+) -> str:  # fmt: skip
     """The page as HTML, opened on the prompt.
 
-    measurements: what measurements.measure() returns; with snapshots, also "snapshots": what snapshot_losses() returns.
-    snapshots: (step, path) of weights saved during training, the first step first. The page has a slider if there are any.
+    measurements: what measurements.measure() returns; with snapshots, also "snapshots": snapshot_losses().
+    snapshots: (step, path) of weights saved in training, first step first. With any, the page has a slider.
 
-    Nothing in the prompt or in the text can become markup: it is JSON without "<", in an element that the browser
-    does not run, and the scripts show it as plain text only.
+    Nothing in the prompt or in the text can become markup: it is JSON without "<", in an element that the
+    browser does not run, and the scripts show it as plain text only.
     """
     tensors = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     weights = np.concatenate([tensor.ravel() for tensor in tensors.values()])
@@ -39,7 +40,8 @@ def make_page(
     data = {
         "architecture": model.architecture(),
         "tokenizer": tokenizer_tables(tokenizer),
-        "tensors": [[name, tensor.size, len(tensor)] for name, tensor in tensors.items()],  # in the order of the weights
+        # In the order of the weights
+        "tensors": [[name, tensor.size, len(tensor)] for name, tensor in tensors.items()],
         "snapshots": [],  # the steps of those in the page
         "prompt": prompt,
         "measured": {name: value for name, value in measurements.items() if name != "neurons"},
@@ -53,8 +55,8 @@ def make_page(
 
     # The snapshots that fit, evenly spread over the run
     steps = [step for step, _ in snapshots]
-    data["last_step"] = measurements["snapshots"]["step"][-1] if snapshots else 0  # only the slider asks for it
-    room = MOST_BYTES - len(html.encode()) - len(to_json(data).encode()) - 1000  # for the tags around the snapshots
+    data["last_step"] = measurements["snapshots"]["step"][-1] if snapshots else 0  # only for the slider
+    room = MOST_BYTES - len(html.encode()) - len(to_json(data).encode()) - 1000  # 1000: the snapshots' tags
     count = max(0, min(MOST_SNAPSHOTS, room // packed_size(model)))
     elements = []
     for i in choose_evenly(steps, data["last_step"], count):
@@ -89,8 +91,8 @@ def to_base64(array: np.ndarray, dtype: type) -> str:
 def tokenizer_tables(tokenizer: Tokenizer) -> dict:
     """What tokenizer.js needs.
 
-    "byte_ids": the token of each byte. "merges": for each merge three tokens (left, right, merged), all in one list,
-    the merge learned first comes first. "abbreviations" and "openings": the word lists of corpus/sentences.py.
+    "byte_ids": the token of each byte. "merges": three tokens a merge (left, right, merged), all in one list,
+    the merge learned first comes first. "abbreviations", "openings": the word lists of corpus/sentences.py.
     """
     bpe = json.loads(tokenizer.to_str())["model"]
     vocabulary = bpe["vocab"]
@@ -110,7 +112,8 @@ def tokenizer_tables(tokenizer: Tokenizer) -> dict:
 def byte_letters() -> list[str]:
     """The letter that byte-level BPE writes for each of the 256 bytes.
 
-    A byte that is a visible character in Latin-1 stands for itself. The others get the characters from 256 on.
+    A byte that is a visible character in Latin-1 stands for itself. The others get the characters from 256
+    on.
     """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in visible]

@@ -31,17 +31,18 @@ def read_snapshot(path: Path, model: LLM) -> LLM:
 
 
 def snapshot_losses(
-    model: LLM, snapshots: Sequence[tuple[int, Path]], last_step: int, train_tokens: np.ndarray, val_tokens: np.ndarray,
-    eval_windows: int,
+    model: LLM, snapshots: Sequence[tuple[int, Path]], last_step: int,
+    train_tokens: np.ndarray, val_tokens: np.ndarray, eval_windows: int,
 ) -> dict[str, list[float]]:  # fmt: skip
-    """The loss of each snapshot, and of the finished model: on a sample of the text it read, and on the windows of val_loss.
+    """The loss of each snapshot and the finished model on some training text and on the windows of val_loss.
 
-    The columns have the names of training_log.csv. That file begins too late to draw the loss curve from it alone.
+    The columns have the names of training_log.csv, which begins too late to draw a loss curve from it alone.
     """
-    held_out = validation_windows(val_tokens, model.max_seq_len, eval_windows)
+    batches = validation_windows(val_tokens, model.max_seq_len, eval_windows)
+    held_out = [torch.cat((input_ids, target_ids[-1:])) for input_ids, target_ids in batches]
     windows = {
         "train_loss": even_windows(train_tokens, model.max_seq_len, 4_000, overlap=True),
-        "val_loss": torch.stack([torch.cat((input_ids, target_ids[-1:])) for input_ids, target_ids in held_out]),
+        "val_loss": torch.stack(held_out),
     }
     columns = {"step": [], "train_loss": [], "val_loss": []}
     models = [*snapshots, (last_step, None)]
@@ -54,14 +55,14 @@ def snapshot_losses(
 
 
 def last_step_of(log: dict[str, list[float]], snapshots: Sequence[tuple[int, Path]]) -> int:
-    """The step of the finished model: that of the log's last row. A run ended early may have gone on a little after it."""
+    """The finished model's step: that of the log's last row, or a little later if the run ended early."""
     logged = int(max(log.get("step", []), default=0))
     newest = max((step for step, _ in snapshots), default=0)
     return logged if logged >= newest else newest + 1
 
 
 def choose_evenly(steps: Sequence[int], last_step: int, count: int) -> list[int]:
-    """The indices of `count` of the steps, or of all if they are fewer: evenly spread in log(step + 1), up to last_step.
+    """The indices of `count` steps, or of all if fewer, evenly spread in log(step + 1) up to last_step.
 
     The first step is always among them. last_step itself is the finished model's and not chosen.
     """
@@ -76,7 +77,7 @@ def choose_evenly(steps: Sequence[int], last_step: int, count: int) -> list[int]
 
 
 def pack(model: LLM) -> str:
-    """The weights as base64: the scales of all rows in float32, then all numbers in int8. A number is int8 times scale.
+    """The weights as base64: all rows' scales in float32, then all numbers, divided by the scale, in int8.
 
     The largest number of a row is 127 or -127 times its scale. Each weight of a norm is a row of its own.
     """

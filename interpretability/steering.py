@@ -75,11 +75,12 @@ def right_ones(model: LLM, pairs: list[Pair]) -> list[Pair]:
 
 
 def choose_pairs(model: LLM, pairs: list[Pair]) -> list[tuple[list[Pair], list[Pair]]]:
-    """For every two cases with enough pairs: those to take the difference from, and those to turn, of other lemmas."""
+    """For every two cases with enough pairs: those for the difference, and those to turn, of other lemmas."""
     train, test = halves(both_ways(pairs))
     chosen = []
     for cases in sorted({(pair.clean_case, pair.corrupt_case) for pair in train}):
-        known, asked = ([each for each in half if (each.clean_case, each.corrupt_case) == cases] for half in (train, test))
+        known = [pair for pair in train if (pair.clean_case, pair.corrupt_case) == cases]
+        asked = [pair for pair in test if (pair.clean_case, pair.corrupt_case) == cases]
         asked = right_ones(model, asked)
         if min(len(known), len(asked)) >= LEAST_PAIRS:
             chosen.append((known, asked))
@@ -90,8 +91,8 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor) -> dict[str, list[dict
     """Turn endings from one case to another, after each layer, for every two cases with enough pairs.
 
     The vectors come from other lemmas than the endings. Returns layer -> rows, one a strength: {"strength",
-    "steered": ratio() of endings turned, "steered_cost": nats a token on windows (B, T + 1), the mean over the vectors,
-    and the same of random vectors: "random", "random_cost"}. Nothing if there are too few pairs.
+    "steered": ratio() of endings turned, "steered_cost": nats a token on windows (B, T + 1), the mean over
+    the vectors, and the same of random vectors: "random", "random_cost"}. Nothing if there are too few pairs.
     """
     chosen = choose_pairs(model, pairs)
     if not chosen:
@@ -103,7 +104,7 @@ def steer(model: LLM, pairs: list[Pair], windows: Tensor) -> dict[str, list[dict
 def steer_after(
     model: LLM, chosen: list[tuple[list[Pair], list[Pair]]], windows: Tensor, base: float, part: Part
 ) -> list[dict]:
-    """The rows of steer() for the residual stream after one layer. base: the loss on the windows without steering."""
+    """The rows of steer() for the stream after one layer. base: the loss on the windows without steering."""
     jobs = []  # the pairs to turn, and the vectors to turn them with
     for known, asked in chosen:
         vector = mean_difference(model, known, part)
@@ -115,7 +116,7 @@ def steer_after(
         for name in ("steered", "random"):
             turned, costs = [], []
             for asked, vectors in jobs:
-                with changed(model, part, lambda output: output + strength * vectors[name]):  # at every position
+                with changed(model, part, lambda output: output + strength * vectors[name]):  # every position
                     turned += [scores(model, batch.clean_ids, batch) < 0 for batch in pair_batches(asked)]
                     costs.append(window_losses(model, windows).mean().item() - base)
             turned = torch.cat(turned).numpy()

@@ -1,7 +1,7 @@
 """Activations recorded during one forward pass, with or without some of the attention heads.
 
-trace() records a whole pass; run_layers() records one layer at a time, for measurements on much text. Both call the
-named stages of llm.py, so what they record is what the model computes. Dropout is never applied.
+trace() records a whole pass; run_layers() records one layer at a time, for measurements on much text. Both
+call the named stages of llm.py, so what they record is what the model computes. Dropout is never applied.
 
 Shapes in the comments: B sequences of T tokens, D = d_model, H heads, L layers, V = vocab_size.
 """
@@ -31,13 +31,13 @@ class Trace(NamedTuple):
 
     embedding: Tensor  # (B, T, D), the residual stream before the first layer
     layers: list[Layer]  # L of them
-    lens: Tensor  # (L + 1, B, T, V), the logit lens: the output layer applied to the embedding and after each layer
+    lens: Tensor  # (L + 1, B, T, V), the logit lens: the output layer on the embedding and after each layer
     logits: Tensor  # (B, T, V), the last entry of the lens
 
 
 @torch.no_grad()
 def trace(model: LLM, input_ids: Tensor, ablated_heads: Collection[tuple[int, int]] = ()) -> Trace:
-    """Record the forward pass on input_ids (B, T). Without ablated heads, the logits are those of LLM.forward.
+    """Record the forward pass on input_ids (B, T). Without ablated heads, the logits are LLM.forward's.
 
     ablated_heads: pairs (layer, head), counted from 0. These heads add nothing to the residual stream.
     Raises ValueError if there are no tokens, more than max_seq_len, or no such head.
@@ -73,8 +73,10 @@ def run_layers(
         x = recorded.residual
 
 
-def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor, ablated_heads: Collection[int] = ()) -> Layer:
-    """The activations of a block on the residual stream x (B, T, D). cos and sin (T, d / 2) come from LLM.rotary."""
+def run_block(
+    block: Block, x: Tensor, cos: Tensor, sin: Tensor, ablated_heads: Collection[int] = ()
+) -> Layer:
+    """The activations of a block on the residual stream x (B, T, D). cos, sin (T, d / 2): from LLM.rotary."""
     q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
     mixed, weights = attention(q, k, v)  # (B, H, T, d) and (B, H, T, T)
     head_outputs = mixed @ output_columns(block.attention)  # (B, H, T, D)

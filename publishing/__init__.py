@@ -1,1 +1,1 @@
-"""What export.py puts into the exported folder: the tensors by the names of Qwen3, a GGUF file, and the model card."""
+"""What export.py puts into its folder: the tensors by the names of Qwen3, a GGUF file, and the model card."""

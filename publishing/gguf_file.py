@@ -1,7 +1,7 @@
 """The exported model as one GGUF file, which llama.cpp and the programs built on it open, such as LM Studio.
 
 GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is one file of key-value pairs, the tokenizer
-among them, and tensors. llama.cpp knows the architecture as "qwen3", so tensors are renamed and packed, no more.
+among them, and tensors. llama.cpp knows the architecture as "qwen3": tensors are renamed and packed, no more.
 """
 
 import json
@@ -22,7 +22,7 @@ BLOCK = 32  # numbers that share a scale in q8_0
 def gguf_file(
     config: dict, tensors: dict[str, Tensor], tokenizer: Tokenizer, license: str, quantize: str | None = None
 ) -> bytes:
-    """The contents of model.gguf, in float32. quantize "q8_0": the matrices in 8 bits, with a scale for each 32 numbers.
+    """The contents of model.gguf, in float32. quantize "q8_0": matrices in 8 bits, a scale per 32 numbers.
 
     config and tensors are those of publishing/qwen3.py, by the names of transformers. Raises UserError
     if the package gguf is missing, or if q8_0 does not fit the width.
@@ -33,7 +33,9 @@ def gguf_file(
         raise UserError("--gguf needs the package gguf:  pip install gguf") from error
     width = config["hidden_size"]
     if quantize and width % BLOCK:
-        raise UserError(f"q8_0 packs {BLOCK} numbers together, and d_model {width} is no multiple: leave out --quantize")
+        raise UserError(
+            f"q8_0 packs {BLOCK} numbers together, and d_model {width} is no multiple: leave out --quantize"
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GGUF
@@ -57,7 +59,7 @@ def gguf_file(
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_rope_freq_base(config["rope_theta"])
 
-        # The tokenizer. "gpt-2" names a pattern that llama.cpp has built in. It cuts a Russian sentence as ours does, but
+        # The tokenizer. "gpt-2" names a pattern of llama.cpp. It cuts a Russian sentence as ours does, but
         # for two things: combining marks are punctuation to it, and a space at the end is a piece of its own.
         vocabulary = tokenizer.get_vocab()
         in_order = sorted(vocabulary, key=vocabulary.get)
@@ -73,7 +75,7 @@ def gguf_file(
         writer.add_add_bos_token(True)  # as encode_prompt() puts <EOS> before a text
         writer.add_add_eos_token(False)
 
-        # The tensors. None is permuted: rotary positions turn the same pairs of features in llama.cpp's qwen3.
+        # The tensors. None is permuted: rotary positions turn the same feature pairs in llama.cpp's qwen3.
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config["num_hidden_layers"])
         for name, tensor in tensors.items():
             packs = quantize and tensor.ndim == 2  # norms stay as they are

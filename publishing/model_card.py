@@ -1,7 +1,7 @@
 """The model card, README.md of the exported folder: what the model is, how it was trained and how good it is.
 
-The hub reads the metadata at its top (https://huggingface.co/docs/hub/model-cards): license, language, data set,
-and the measured results as a "model-index". A card is public, so no path of this machine gets into it.
+The hub reads the metadata at its top (https://huggingface.co/docs/hub/model-cards): license, language, data
+set, and the measured results as a "model-index". A card is public, so no path of this machine gets into it.
 """
 
 import os
@@ -25,7 +25,8 @@ LICENSES = {BUNDLED: "mit"}  # of texts; the bundled one was written for this pr
 CARD = f"""\
 # {NAME}
 
-Trained from scratch with Mini Transformer from Scratch. Its architecture is that of the dense Qwen3, tensor for tensor.
+Trained from scratch with Mini Transformer from Scratch. Its architecture is that of the dense Qwen3, tensor
+for tensor.
 
 ```python
 from transformers import pipeline
@@ -34,20 +35,22 @@ generate = pipeline("text-generation", "huggingface")  # this folder
 print(generate("Волга впадает в", do_sample=False)[0]["generated_text"])
 ```
 
-It continues a text to the end of the sentence, `<EOS>`. A prompt is the beginning of a sentence. Between two sentences the
-model expects an `<EOS>`. It is one token only in `tokenizer("Шёл дождь. <EOS>Потом", split_special_tokens=False)`; elsewhere
-it is read as five characters. The space at a sentence's end belongs to the full stop's token, but only at the end of the
-string or before such an `<EOS>`. Generation ends where the window is full.
+It continues a text to the end of the sentence, `<EOS>`. A prompt is the beginning of a sentence. Between two
+sentences the model expects an `<EOS>`. It is one token only in
+`tokenizer("Шёл дождь. <EOS>Потом", split_special_tokens=False)`; elsewhere it is read as five characters. The
+space at a sentence's end belongs to the full stop's token, but only at the end of the string or before such
+an `<EOS>`. Generation ends where the window is full.
 
-It cannot answer questions or follow instructions, and it makes up what it does not know. Do not take a fact from it.
+It cannot answer questions or follow instructions, and it makes up what it does not know. Do not take a fact
+from it.
 """
 GGUF_SECTION = """
 ## In llama.cpp
 
-`llama-completion -m model.gguf -no-cnv -n 40 -p "Волга впадает в"`, or any other program that opens GGUF. llama.cpp puts the
-first `<EOS>` before the prompt itself, and reads an `<EOS>` in it as the end of a sentence: write `Шёл дождь.<EOS>Потом`,
-without a space, since llama.cpp never joins a space to the full stop before it. Its tokenizer takes stress marks for
-punctuation (`за́мок`), so write words without them.
+`llama-completion -m model.gguf -no-cnv -n 40 -p "Волга впадает в"`, or any other program that opens GGUF.
+llama.cpp puts the first `<EOS>` before the prompt itself, and reads an `<EOS>` in it as the end of a
+sentence: write `Шёл дождь.<EOS>Потом`, without a space, since llama.cpp never joins a space to the full stop
+before it. Its tokenizer takes stress marks for punctuation (`за́мок`), so write words without them.
 """
 
 
@@ -82,7 +85,7 @@ def model_card(model: LLM, folder: Path, license: str, hardware: str | None, has
 
 
 def license_of(model: LLM, chosen: str | None) -> str:
-    """The license of the weights, by its name on the hub: the one chosen, or else that of the text, if it is known.
+    """The license of the weights, by its name on the hub: the one chosen, or else that of the text if known.
 
     Raises UserError if the hub can have no such name.
     """
@@ -135,13 +138,15 @@ def measured_results(model: LLM, folder: Path) -> list[tuple[EvalResult, str]]:
         if text := results.get("text"):
             model_bits, bigram, xz = (text["bits"][name] for name in ("model", "bigram counts", "xz"))
             comparison = f"bigram counts {bigram['bits_per_char']:.3f}, xz {xz['bits_per_char']:.3f}"
-            result = eval_result(text["name"], "bits_per_character", "bits per character", model_bits["bits_per_char"])
+            per_char = model_bits["bits_per_char"]
+            result = eval_result(text["name"], "bits_per_character", "bits per character", per_char)
             measured.append((result, comparison))
             result = eval_result(text["name"], "perplexity", "perplexity per token", model_bits["perplexity"])
             measured.append((result, f"bigram counts {bigram['perplexity']:.1f}"))
         if facts := results.get("facts"):
             exact = facts["overall"]["exact"]
-            measured.append((eval_result(facts["name"], "accuracy", "facts completed word for word", exact), ""))
+            result = eval_result(facts["name"], "accuracy", "facts completed word for word", exact)
+            measured.append((result, ""))
         if (pairs := results.get("pairs")) and pairs["overall"]["count"]:
             result = eval_result(pairs["name"], "accuracy", "minimal pairs", pairs["overall"]["accuracy"])
             measured.append((result, "chance 50%"))

@@ -1,20 +1,20 @@
 """The model by the names of transformers and llama.cpp.
 
-Tensor for tensor the model is a dense Qwen3 (2025, arXiv:2505.09388). V = vocab_size, D = d_model, d = D / num_heads,
-M = the MLP's inner width:
+Tensor for tensor the model is a dense Qwen3 (2025, arXiv:2505.09388). V = vocab_size, D = d_model,
+d = D / num_heads, M = the MLP's inner width:
 
   llm.py, all with .weight   shape    transformers, after "model."    source
   embedding                  (V, D)   embed_tokens; lm_head too      one matrix for both (arXiv:1608.05859)
   blocks.N.attention_norm    (D,)     layers.N.input_layernorm       norm before each part (arXiv:2002.04745)
   blocks.N.attention.
-    qkv_proj                 (3D, D)  self_attn.{q,k,v}_proj (D, D)  causal attention in heads (arXiv:1706.03762)
+    qkv_proj                 (3D, D)  self_attn.{q,k,v}_proj (D, D)  causal attention heads (arXiv:1706.03762)
     q_norm, k_norm           (d,)     self_attn.{q,k}_norm           per head (arXiv:2010.04245)
     no tensor: rotate()               no tensor                      rotary positions (arXiv:2104.09864)
     o_proj                   (D, D)   self_attn.o_proj               heads side by side
   blocks.N.mlp_norm          (D,)     layers.N.post_attention_layernorm
-  blocks.N.mlp.gate_up_proj  (2M, D)  mlp.{gate,up}_proj (M, D)      SwiGLU (arXiv:2002.05202), no biases anywhere
-  blocks.N.mlp.down_proj     (D, M)   mlp.down_proj
-  norm                       (D,)     norm                           RMSNorm, like all of them (arXiv:1910.07467)
+  blocks.N.mlp.gate_up_proj  (2M, D)  mlp.{gate,up}_proj (M, D)      SwiGLU (arXiv:2002.05202)
+  blocks.N.mlp.down_proj     (D, M)   mlp.down_proj                  no biases anywhere
+  norm                       (D,)     norm                           all norms are RMSNorm (arXiv:1910.07467)
 """
 
 from torch import Tensor
@@ -25,7 +25,7 @@ NAME = "A small language model of Russian"  # of an exported model, in its card 
 
 
 def qwen3_tensors(model: LLM) -> dict[str, Tensor]:
-    """The weights by their names in Qwen3ForCausalLM. Its lm_head.weight is the embedding and is not stored again."""
+    """The weights by their names in Qwen3ForCausalLM; lm_head.weight is the embedding, not stored again."""
     named = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.norm.weight}
     for n, block in enumerate(model.blocks):
         q, k, v = block.attention.qkv_proj.weight.chunk(3)  # each (D, D)
@@ -67,6 +67,6 @@ def qwen3_config(model: LLM, eos: int) -> dict:
         "attention_bias": False,
         "tie_word_embeddings": True,
         "bos_token_id": eos,
-        "eos_token_id": eos,  # no pad_token_id: transformers would not train its vector, and <EOS> must be trained
+        "eos_token_id": eos,  # no pad_token_id: transformers does not train its vector; <EOS> must be trained
         "dtype": "float32",
     }

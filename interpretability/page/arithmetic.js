@@ -16,7 +16,7 @@ function norm(a) {
 /**
  * weight (outputs, inputs) times each row of x (T, inputs): (T, outputs).
  *
- * Multiplies four rows of weight with two rows of x at a time, so that each number read is used more than once:
+ * Multiplies four rows of weight with two rows of x at a time, so each number read is used more than once:
  * twice as fast as one row at a time. Where fewer rows are left, the last one is computed again.
  */
 function linear(x, weight, inputs) {
@@ -25,7 +25,7 @@ function linear(x, weight, inputs) {
   const y = new Float32Array(T * outputs);
   for (let row = 0; row < outputs; row += 4) {
     const [row0, row1, row2, row3] = [row, row + 1, row + 2, row + 3].map((r) => Math.min(r, outputs - 1));
-    const [w0, w1, w2, w3] = [row0 * inputs, row1 * inputs, row2 * inputs, row3 * inputs]; // where the rows begin
+    const [w0, w1, w2, w3] = [row0 * inputs, row1 * inputs, row2 * inputs, row3 * inputs]; // where rows begin
     for (let t = 0; t < T; t += 2) {
       const next = Math.min(t + 1, T - 1);
       const [xa, xb] = [t * inputs, next * inputs];
@@ -58,7 +58,7 @@ function linear(x, weight, inputs) {
   return y;
 }
 
-/** exp(score / temperature) over their sum. The largest score is subtracted first, so that exp cannot overflow. */
+/** exp(score / temperature) over their sum. The largest score is subtracted first: exp cannot overflow. */
 function softmax(scores, temperature = 1) {
   let largest = -Infinity;
   for (const score of scores) largest = Math.max(largest, score);
@@ -108,7 +108,7 @@ function unpack_weights(base64, tensors) {
   return weights;
 }
 
-/** The same from what pack() in interpretability/snapshots.py wrote: the scales of all rows, then all 8-bit numbers. */
+/** The same from pack() in interpretability/snapshots.py: the scales of all rows, then all 8-bit numbers. */
 function unpack_rows(base64, tensors) {
   const { buffer } = from_base64(base64, Uint8Array);
   const num_rows = tensors.reduce((sum, [, , rows]) => sum + rows, 0);

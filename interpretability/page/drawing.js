@@ -1,14 +1,15 @@
 "use strict";
-// The whole model in one drawing, at the chosen token: tokens at the bottom, layers above, the prediction on top.
-// Orange shows how much a part writes, or how likely a token is. Blue is the chosen token and its residual stream.
+// The whole model in one drawing, at the chosen token: tokens at the bottom, layers above, prediction on top.
+// Orange: how much a part writes, or how likely a token is. Blue: the chosen token and its residual stream.
 
 const drawing_parts = add_section(
   "drawing",
   "The whole model",
-  "Read it from the bottom up. The chosen token becomes a vector, the blue line, and rises through the layers. " +
-    "Heads look at earlier tokens and add what they find; the MLP works on this one vector and adds to it. The " +
-    "longer a bar, the more is added. Point at a part to read what it does, and click it to go to its section. " +
-    "The sign beside a head or an MLP switches it off (on the keyboard: the space bar).",
+  "Read it from the bottom up. The chosen token becomes a vector, the blue line, and rises through the " +
+    "layers. Heads look at earlier tokens and add what they find; the MLP works on this one vector and " +
+    "adds to it. The longer a bar, the more is added. Point at a part to read what it does, and click it " +
+    "to go to its section. The sign beside a head or an MLP switches it off " +
+    "(on the keyboard: the space bar).",
   "x = embedding[id]; x ← x + Σ heads; x ← x + MLP; p(next) = softmax(norm(x) · embeddingᵀ)",
   "whole",
 );
@@ -37,7 +38,7 @@ function layout_of(width) {
   return { width, narrow, bar, spine, lane, slab, boxes, columns, tokens_top: height - BOTTOM + 44, height };
 }
 
-/** The positions that get a column: all if they fit, or else the first and those up to the chosen one; -1 is a gap. */
+/** The positions with a column: all if they fit, else the first and those up to the chosen one; -1: a gap. */
 function shown_positions(count) {
   const T = state.ids.length;
   if (T <= count) return Array.from({ length: T }, (_, s) => s);
@@ -46,8 +47,8 @@ function shown_positions(count) {
 }
 
 /**
- * What each part does at the chosen token: for each layer, the heads' weights and how much each part adds. `strongest`
- * is what the longest bar stands for: the part that adds most, or the embedding, if no part adds as much.
+ * What each part does at the chosen token: for each layer, the heads' weights and how much each part adds.
+ * `strongest` is what the longest bar stands for: the part that adds most, or the embedding if it is longer.
  */
 function measure_parts() {
   const layers = cache.layers.map((layer, n) => ({
@@ -78,7 +79,8 @@ function line(x1, x2, y, more) {
 
 /** A part of the drawing that can be pointed at, clicked and focused. name: as parse_part() reads it. */
 function part(name, label, ...children) {
-  return svg("g", { class: "part", "data-part": name, tabindex: 0, role: "button", "aria-label": label }, ...children);
+  const attributes = { class: "part", "data-part": name, tabindex: 0, role: "button", "aria-label": label };
+  return svg("g", attributes, ...children);
 }
 
 let shown = null; // what the last drawing shows
@@ -112,7 +114,7 @@ function draw_drawing(lens) {
   drawing.append(guess_part(0), embedding_part(), ...token_parts_of(), answer_part());
   picture.replaceChildren(drawing);
   if (focused) drawing.querySelector(`[data-part="${focused}"]`)?.focus({ preventScroll: true });
-  if (pointed && !drawing.querySelector(`[data-part="${pointed}"]`)) pointed = null; // as when its token was deleted
+  if (pointed && !drawing.querySelector(`[data-part="${pointed}"]`)) pointed = null; // as a deleted token's
   compare_soon();
   draw_note();
 }
@@ -150,7 +152,7 @@ function columns() {
   });
 }
 
-/** The residual stream of the chosen token: from its column through the embedding and all layers to the prediction. */
+/** The chosen token's residual stream: from its column through embedding and layers to the prediction. */
 function spine() {
   const { at, column_of } = shown;
   const turn = at.tokens_top - 20;
@@ -177,7 +179,7 @@ function power(x, y) {
   );
 }
 
-/** A box with a bar in it, as long as the share that the part writes of the strongest; from the side of the spine. */
+/** A box with a bar, from the spine's side: as long as the share that the part writes of the strongest. */
 function bar_box(x, y, height, share, leftward, name) {
   const { bar } = shown.at;
   const length = bar * share;
@@ -199,7 +201,8 @@ function head_part(n, h) {
   const from = column_of(most);
   const line_end = at.boxes - (at.narrow ? 18 : 22);
   const dots = positions.filter((s) => s >= 0 && s <= state.at && weights[s] > 0.02 && s !== most);
-  const dot = (x, weight, more) => svg("circle", { cx: x, cy: y, r: Math.sqrt(weight) * at.lane * 0.42, ...more });
+  const radius_of = (weight) => Math.sqrt(weight) * at.lane * 0.42;
+  const dot = (x, weight, more) => svg("circle", { cx: x, cy: y, r: radius_of(weight), ...more });
   const opacity = 0.3 + 0.7 * Math.sqrt(share);
 
   // The token that the head looks at most, named beside its dot: right or left of it, where there is room
@@ -208,7 +211,7 @@ function head_part(n, h) {
   const right = { x: from + 11, room: line_end - from - 14, "text-anchor": "start" };
   const left = { x: from - 11, room: from - 11, "text-anchor": "end" };
   const ways = [label, token].flatMap((text) => [right, left].map((side) => ({ ...side, text })));
-  const name = ways.find(({ room, text }) => room > 6.3 * text.length);
+  const way = ways.find(({ room, text }) => room > 6.3 * text.length);
   const is_chosen = n === state.layer && h === state.head;
   const group = part(
     `head-${n}-${h}`,
@@ -218,7 +221,7 @@ function head_part(n, h) {
     line(at.boxes + at.bar, at.spine - 5, y, { class: "write", "stroke-width": 5 * share }),
     ...dots.map((s) => dot(column_of(s), weights[s], { class: "look other" })),
     dot(from, weights[most], { class: "look" }),
-    ...(name ? [words(name.x, y + 4, name.text, { "text-anchor": name["text-anchor"], class: "looked" })] : []),
+    ...(way ? [words(way.x, y + 4, way.text, { "text-anchor": way["text-anchor"], class: "looked" })] : []),
     bar_box(at.boxes, y - height / 2, height, share, true, at.narrow ? String(h + 1) : `head ${h + 1}`),
     power(at.boxes - (at.narrow ? 9 : 11), y),
   );
@@ -250,7 +253,7 @@ function mark_part(group, is_chosen, is_off) {
   group.setAttribute("aria-label", `${group.getAttribute("aria-label")}, switched off`);
 }
 
-/** What the model would predict if it ended after n layers: the likeliest token, and more where there is room. */
+/** What the model would predict if it ended after n layers: the likeliest token, more where there is room. */
 function guess_part(n) {
   const { at, guesses } = shown;
   const y = n ? slab_top(n - 1) + 6 : at.tokens_top - 30;
@@ -261,23 +264,26 @@ function guess_part(n) {
     const x = at.spine + 16 + margin + i * (width + 5);
     const opacity = (0.5 * strength(p)).toFixed(3); // as in shade(), to read text on it
     const label = `${short_label(id, at.narrow ? 9 : LABEL_LETTERS)} ${Math.round(100 * p)}%`;
+    const frame = id === answer.id ? "chip-frame right" : "chip-frame";
     return svg(
       "g",
       {},
       svg("rect", { x, y, width, height: 20, rx: 10, class: "chip", "fill-opacity": opacity }),
-      svg("rect", { x, y, width, height: 20, rx: 10, class: id === answer.id ? "chip-frame right" : "chip-frame" }),
+      svg("rect", { x, y, width, height: 20, rx: 10, class: frame }),
       words(x + width / 2, y + 14, label, { "text-anchor": "middle", "font-size": 11 }),
     );
   });
   const link = line(at.spine, at.spine + 15, y + 10, { class: "read" });
   const title = at.narrow ? "" : words(at.spine + 18, y + 14, "guess", { class: "quiet" });
-  return part(`guess-${n}`, n ? `the guess after layer ${n}` : "the guess before layer 1", link, title, ...chips);
+  const label = n ? `the guess after layer ${n}` : "the guess before layer 1";
+  return part(`guess-${n}`, label, link, title, ...chips);
 }
 
 /** The prediction on top. draw_answer() in drawing_notes.js fills it. */
 function answer_part() {
   const { at } = shown;
-  const box = { x: at.spine - 112, y: 1, width: at.width - at.spine + 111, height: TOP - 24, rx: 8, class: "tag" };
+  const width = at.width - at.spine + 111;
+  const box = { x: at.spine - 112, y: 1, width, height: TOP - 24, rx: 8, class: "tag" };
   return part("prediction", "the prediction", svg("rect", box), svg("g", { class: "answer" }));
 }
 
@@ -319,11 +325,11 @@ function token_parts_of() {
     const place = slanting
       ? { transform: `translate(${x - 3},${at.tokens_top + 11}) rotate(50)` }
       : { transform: `translate(${x - 8},${at.tokens_top + 18})` };
-    const box = { x: -4, y: -12, width: 7.4 * label.length + 8, height: 17, rx: 4 };
+    const box = { x: -4, y: -12, width: 7.4 * label.length + 8, height: 17, rx: 4, class: "tag" };
     const group = part(
       `token-${s}`,
       `token ${s}: ${label}`,
-      svg("g", place, svg("rect", { ...box, class: "tag" }), words(0, 0, label, { "font-size": 12, class: "mono" })),
+      svg("g", place, svg("rect", box), words(0, 0, label, { "font-size": 12, class: "mono" })),
     );
     if (s === state.at) group.classList.add("chosen-token");
     if (s > state.at) group.classList.add("later");
@@ -332,5 +338,6 @@ function token_parts_of() {
 }
 
 new ResizeObserver(() => {
-  if (shown && Math.floor(drawing_parts.whole.clientWidth) !== shown.at.width) draw_drawing(logit_lens(state.at));
+  const width = Math.floor(drawing_parts.whole.clientWidth);
+  if (shown && width !== shown.at.width) draw_drawing(logit_lens(state.at));
 }).observe(drawing_parts.whole);

@@ -26,6 +26,11 @@ function prediction_without(n, h) {
 
 // The text
 
+/** A token, and how likely it is. */
+function with_percent(id, p) {
+  return `“${tokenizer.label(id)}” ${format_percent(p)}`;
+}
+
 function part_title({ kind, n, h }) {
   return {
     head: `Head ${h + 1} of layer ${n + 1}`,
@@ -55,13 +60,14 @@ function part_text({ kind, n, h }) {
     return `Works on the vector of ${token} alone. ${strongest} ${adds(parts.layers[n].mlp)}`;
   }
   if (kind === "guess") {
-    const list = guesses[n].slice(0, 3).map(({ id, p }) => `“${tokenizer.label(id)}” ${format_percent(p)}`).join(", ");
+    const list = guesses[n].slice(0, 3).map(({ id, p }) => with_percent(id, p)).join(", ");
     const frame = "An orange frame marks the token that it predicts in the end.";
     return `If the model ended here, it would predict ${list}. ${frame}`;
   }
   if (kind === "token") return `${label_at(n)} has id ${state.ids[n]}. Click to choose it.`;
   return {
-    embedding: `Looks up the vector of ${token}: ${D} numbers, learned in training. The first are shown as colours.`,
+    embedding: `Looks up the vector of ${token}: ${D} numbers, learned in training. ` +
+      "The first are shown as colours.",
     stream: `The vector of ${token} on its way up. Each part reads it and adds its own vector.`,
     prediction: `What comes after ${token}: the likeliest of ${format_count(V)} tokens.`,
   }[kind];
@@ -98,8 +104,8 @@ function summary() {
 function change_text() {
   const [now] = shown.guesses[L];
   const then = comparing.p.indexOf(Math.max(...comparing.p));
-  const change = `“${tokenizer.label(now.id)}” ${format_percent(now.p)} → ${format_percent(comparing.p[now.id])}`;
-  const other = then === now.id ? "" : `, likeliest is “${tokenizer.label(then)}” ${format_percent(comparing.p[then])}`;
+  const change = `${with_percent(now.id, now.p)} → ${format_percent(comparing.p[now.id])}`;
+  const other = then === now.id ? "" : `, likeliest is ${with_percent(then, comparing.p[then])}`;
   return `${comparing.title} (see the marks): ${change}${other}.`;
 }
 
@@ -109,7 +115,7 @@ function draw_sentence() {
   const before = tokenizer.decode(state.ids.slice(0, state.at));
   const [chosen, next] = [state.ids[state.at], guesses[L][0].id].map(tokenizer.label, tokenizer);
   const width = at.narrow ? at.width : at.spine - 140;
-  const longest = Math.max(6, Math.floor(width / 10.5) - chosen.length - next.length - 3); // letters that still fit
+  const longest = Math.max(6, Math.floor(width / 10.5) - chosen.length - next.length - 3); // letters that fit
   const marked = (label, name) => {
     return el("span", { class: label.startsWith("·") ? `${name} spaced` : name }, label.replace(/^·/, ""));
   };
@@ -136,16 +142,17 @@ function draw_note() {
 function draw_answer() {
   const { at, guesses } = shown;
   const longest = at.width - at.spine - 66;
+  const x = at.spine + 14;
   const rows = guesses[L].map(({ id, p }, i) => {
     const y = 17 + 20 * i;
     const first = i === 0 ? { "font-weight": 700, "font-size": 15 } : { "font-size": 13 };
-    const mark = comparing ? at.spine + 14 + longest * comparing.p[id] : 0;
+    const mark = comparing ? x + longest * comparing.p[id] : 0;
     return svg(
       "g",
       {},
       words(at.spine - 8, y + 5, short_label(id), { "text-anchor": "end", ...first }),
-      svg("rect", { x: at.spine + 14, y: y - 7, width: Math.max(1, longest * p), height: 14, rx: 3, class: "amount" }),
-      words(Math.max(at.spine + 14 + longest * p, mark) + 6, y + 5, format_percent(p), { ...first, "font-size": 12 }),
+      svg("rect", { x, y: y - 7, width: Math.max(1, longest * p), height: 14, rx: 3, class: "amount" }),
+      words(Math.max(x + longest * p, mark) + 6, y + 5, format_percent(p), { ...first, "font-size": 12 }),
       ...(comparing ? [svg("line", { x1: mark, x2: mark, y1: y - 9, y2: y + 9, class: "compared" })] : []),
     );
   });
@@ -162,7 +169,7 @@ function point_at(name) {
   draw_note();
 }
 
-/** Compare the prediction with that without the pointed part, or with that of the whole model if parts are off. */
+/** Compare the prediction with that without the pointed part, or if parts are off, with the whole model's. */
 function compare_soon() {
   clearTimeout(comparing_timer);
   comparing = null;

@@ -21,7 +21,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** Add a section: heading, explanation, formula, and empty parts. Returns the parts by name, to be drawn into. */
+/** Add a section: heading, explanation, formula, empty parts. Returns the parts by name, to be drawn into. */
 function add_section(id, title, explanation, formula, ...part_names) {
   const parts = Object.fromEntries(part_names.map((name) => [name, el("div", { class: name })]));
   const head = [el("h2", {}, title), el("p", {}, explanation), el("p", { class: "formula" }, formula)];
@@ -60,7 +60,7 @@ function table(lines, count = 0, head = []) {
   return el("table", {}, ...rows);
 }
 
-/** A part of the page that scrolls, with the mouse or the keyboard. height: in rem, or 0 for that of its content. */
+/** A part of the page that scrolls, by mouse or keyboard. height: in rem, or 0 for that of its content. */
 function box(name, height, ...children) {
   const style = height ? `height:${height}rem` : "";
   return el("div", { class: "box", tabindex: 0, role: "group", "aria-label": name, style }, ...children);
@@ -113,11 +113,12 @@ function paint(canvas, value) {
   return canvas;
 }
 
-/** Vectors as strips of colour, one below the other, with their names. strong: the value of the strongest colour. */
+/** Vectors as strips of colour, one a line, with their names. strong: the value of the strongest colour. */
 function strips(vectors, names, strong, chosen = -1) {
   const style = `height:${1.4 * vectors.length}rem`;
   const name = `values as colours: ${names.join(", ")}`;
-  const canvas = el("canvas", { width: vectors[0].length, height: vectors.length, style, role: "img", "aria-label": name });
+  const size = { width: vectors[0].length, height: vectors.length };
+  const canvas = el("canvas", { ...size, style, role: "img", "aria-label": name });
   const labels = names.map((name, y) => el("div", { class: y === chosen ? "chosen" : "" }, name));
   paint(canvas, (x, y) => vectors[y][x] / strong);
   return el("div", { class: "strips" }, el("div", {}, ...labels), canvas);

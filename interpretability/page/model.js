@@ -22,10 +22,11 @@ function rms_norm(x, weight) {
 
 /** The angle by which each pair of features turns at a position: (d / 2). */
 function rotary_angles(position, head_size) {
-  return Float64Array.from({ length: head_size / 2 }, (_, i) => position * ROTARY_BASE ** ((-2 * i) / head_size));
+  const angle_of = (_, i) => position * ROTARY_BASE ** ((-2 * i) / head_size);
+  return Float64Array.from({ length: head_size / 2 }, angle_of);
 }
 
-/** Turn each pair (a, b) = (x[i], x[i + d/2]) to (a cos - b sin, b cos + a sin). direction -1 turns it back. */
+/** Turn each pair (a, b) = (x[i], x[i + d/2]) to (a cos - b sin, b cos + a sin). direction -1: turn back. */
 function rotate(x, cos, sin, direction = 1) {
   const half = x.length / 2;
   const y = new Float32Array(x.length);
@@ -107,9 +108,9 @@ class LLM {
   /**
    * Read ids into the cache. Only the tokens from the first difference on are computed.
    *
-   * ablated[layer][head]: whether a head adds nothing; [layer][H] stands for the MLP. A cache is for one such choice.
-   * masked: a position that no later token may attend to. patch: {layer, head, from}, a head whose mixed values
-   * come from another cache, at all positions; head H stands for the MLP. Throws RangeError beyond max_seq_len.
+   * ablated[layer][head]: whether a head adds nothing; [layer][H] is the MLP. A cache is for one such choice.
+   * masked: a position that no later token may attend to. patch: {layer, head, from}, a head whose mixed
+   * values are from another cache, at all positions; head H is the MLP. Throws RangeError beyond max_seq_len.
    */
   forward(ids, cache, ablated = [], masked = Infinity, patch = null) {
     if (ids.length > this.max_seq_len) {
@@ -137,9 +138,9 @@ class LLM {
     };
     this.blocks.forEach((block, n) => {
       const layer = cache.layers[n];
-      const attention_input = rms_norm(x, block.attention_norm);
+      const normed = rms_norm(x, block.attention_norm);
       const patched = patch?.layer === n ? { head: patch.head, from: patch.from.layers[n] } : null;
-      const attention = this.attention(block, layer, attention_input, start, ablated[n] ?? [], masked, patched);
+      const attention = this.attention(block, layer, normed, start, ablated[n] ?? [], masked, patched);
       record(layer.attention, attention);
       add_to_stream(attention);
       const mlp = this.mlp(block, layer, rms_norm(x, block.mlp_norm), start);
@@ -159,7 +160,7 @@ class LLM {
     return this.embedding.subarray(id * this.d_model, (id + 1) * this.d_model);
   }
 
-  /** softmax(Q Kᵀ / √d) V for the T tokens from `start` on, each with the keys up to its own: (T, D) to (T, D). */
+  /** softmax(Q Kᵀ / √d) V for T tokens from `start` on, each with keys up to its own: (T, D) to (T, D). */
   attention(block, layer, x, start, ablated, masked, patched) {
     const { d_model: D, num_heads: H, head_size: d } = this;
     const T = x.length / D;
@@ -230,7 +231,9 @@ class LLM {
     for (let t = 0; t < T; t++) {
       const gate = 2 * t * hidden; // where the gates of position t begin
       const up = gate + hidden;
-      for (let i = 0; i < hidden; i++) activations[t * hidden + i] = silu(gate_up[gate + i]) * gate_up[up + i];
+      for (let i = 0; i < hidden; i++) {
+        activations[t * hidden + i] = silu(gate_up[gate + i]) * gate_up[up + i];
+      }
       layer.activations[start + t] = activations.subarray(t * hidden, (t + 1) * hidden);
     }
     return linear(activations, block.down_proj, hidden);

@@ -5,10 +5,10 @@ const attention_parts = add_section(
   "attention",
   "3. Attention",
   "Attention moves information from earlier tokens to later ones. In each head, the query of a token is " +
-    "compared with the keys of all tokens up to it. The better a key matches, the more of that token's value " +
-    "is added. In a map, each row is a token with its query, and each column a token it attends to. Choose a " +
-    "head and a token to see that row computed below. Switch a head off, and it adds nothing: the prediction " +
-    "changes.",
+    "compared with the keys of all tokens up to it. The better a key matches, the more of that token's " +
+    "value is added. In a map, each row is a token with its query, and each column a token it attends to. " +
+    "Choose a head and a token to see that row computed below. Switch a head off, and it adds nothing: the " +
+    "prediction changes.",
   `softmax(Q Kᵀ / √${d}) V in each of ${H} heads in ${L} layers; Q, K, V (T, ${d}); Q Kᵀ (T, T)`,
   "two",
   "vectors",
@@ -29,14 +29,14 @@ function draw_map(layer, head) {
 
 function draw_maps() {
   const { layer, head } = state;
-  const is_ablated = state.ablated[layer][head];
+  const switch_text = state.ablated[layer][head] ? "switch on" : "switch off";
   const focused = document.activeElement.closest("#attention .grid button");
   const focused_label = focused && focused.getAttribute("aria-label");
   const grid = el("div", { class: "grid", style: `grid-template-columns: repeat(${H}, 1fr)` });
   for (let n = 0; n < L; n++) {
     for (let h = 0; h < H; h++) grid.append(map_button(n, h));
   }
-  const switch_button = el("button", { id: "switch", onclick: toggle_head }, is_ablated ? "switch on" : "switch off");
+  const switch_button = el("button", { id: "switch", onclick: toggle_head }, switch_text);
   const title = `${head_name(layer, head).replace("layer", "Layer")} `;
   attention_parts.two.replaceChildren(
     el("div", {}, legend("0", "1"), grid, el("p", {}, "One row per layer, one column per head.")),
@@ -93,7 +93,8 @@ function large_map(layer, head) {
   };
   fill(map, attributes, []);
 
-  const name = (y) => el("div", { class: y === state.at ? "chosen" : "", onclick: () => choose(y) }, label_at(y));
+  const class_of = (y) => (y === state.at ? "chosen" : "");
+  const name = (y) => el("div", { class: class_of(y), onclick: () => choose(y) }, label_at(y));
   const names = T > 32 ? [] : state.ids.map((_, y) => name(y)); // too small to read in a longer text
   const chosen_row = el("div", { class: "row", style: `top:${(100 * state.at) / T}%;height:${100 / T}%` });
   const named_map = el(
@@ -141,9 +142,9 @@ function draw_query_and_keys(query, unturned, keys) {
   const names = ["query", "turned", ...seen.map((_, s) => "key " + label_at(s))];
   attention_parts.vectors.replaceChildren(
     el("p", {}, `The query of ${label_at(at)}, at position ${at}, and the keys it is compared with.`),
-    el("p", {}, "Queries and keys are turned according to their position, so that a head can use the distance " +
-      `between tokens. Features i and i + ${d / 2} form a pair, drawn as an arrow: dashed before it is turned, ` +
-      "solid after. The first pairs turn fastest."),
+    el("p", {}, "Queries and keys are turned according to their position, so that a head can use the " +
+      `distance between tokens. Features i and i + ${d / 2} form a pair, drawn as an arrow: dashed before ` +
+      "it is turned, solid after. The first pairs turn fastest."),
     el("div", { class: "dials" }, ...dials),
     box("query and keys", 14, strips(vectors, names, largest(vectors), 1)),
   );
@@ -189,15 +190,16 @@ function draw_row(query, keys, values, weights) {
   const mixed = new Float32Array(d);
   weights.forEach((weight, s) => values[s].forEach((value, i) => (mixed[i] += weight * value)));
   const sum = weights.reduce((a, b) => a + b);
-  lines.push(["sum", "", "", "", "", format_percent(sum), "", ...features.map((i) => format_number(mixed[i]))]);
+  const mixed_features = features.map((i) => format_number(mixed[i]));
+  lines.push(["sum", "", "", "", "", format_percent(sum), "", ...mixed_features]);
 
   const feature_names = features.map((i) => `weight · v[${i}]`);
   const head = ["key", "position", "q · k", "/ √d", "+ mask", "softmax", "", ...feature_names];
   attention_parts.worked.replaceChildren(
     el("p", {}, `The row of ${label_at(at)}, step by step.`),
-    el("p", {}, `The product of query and key is divided by √${d}. The mask excludes later tokens. Softmax turns ` +
-      "the scores into weights that sum to 1. Each value is multiplied by its weight; the table shows the first " +
-      `three features of ${d}. The last line is their sum, the mixed values of the head.`),
+    el("p", {}, `The product of query and key is divided by √${d}. The mask excludes later tokens. Softmax ` +
+      "turns the scores into weights that sum to 1. Each value is multiplied by its weight; the table " +
+      `shows the first three features of ${d}. The last line is their sum, the mixed values of the head.`),
     box("the row step by step", 18, table(lines, 0, head)),
   );
 }

@@ -6,9 +6,9 @@ const cases_parts = add_section(
   "cases",
   "8. Case endings",
   "In Russian, a word's ending shows its role in the sentence, and a preposition or an adjective before it " +
-    "decides which ending is correct. Here are two texts that differ in one word, and another word with its " +
-    "possible endings: how likely is each ending after each text? In this section all parts are switched on, " +
-    "whatever is off above.",
+    "decides which ending is correct. Here are two texts that differ in one word, and another word with " +
+    "its possible endings: how likely is each ending after each text? In this section all parts are " +
+    "switched on, whatever is off above.",
   "p(ending) = product of p(token | text) over the word's tokens, divided by the sum over all endings listed",
   "fields",
   "two",
@@ -16,13 +16,13 @@ const cases_parts = add_section(
   "patching",
 );
 cases_parts.explanation.append(
-  el("p", {}, "Which parts of the model make this difference? The model reads the text on the right, but the output of " +
-    "one head or MLP is replaced by its output on the text on the left, at every token. 100%: the model now prefers " +
-    "the left ending as strongly as after the left text. 0%: nothing has changed. Orange: it moves towards the left " +
-    "ending. Blue: away from it."),
-  el("p", { class: "formula" }, "recovered share = (patched − corrupt) / (clean − corrupt), of the score logit(left " +
-    "ending) − logit(right ending): clean after the left text, corrupt after the right one, patched after the right " +
-    "one with one output from the left"),
+  el("p", {}, "Which parts of the model make this difference? The model reads the text on the right, but " +
+    "the output of one head or MLP is replaced by its output on the text on the left, at every token. " +
+    "100%: the model now prefers the left ending as strongly as after the left text. 0%: nothing has " +
+    "changed. Orange: it moves towards the left ending. Blue: away from it."),
+  el("p", { class: "formula" }, "recovered share = (patched − corrupt) / (clean − corrupt), of the score " +
+    "logit(left ending) − logit(right ending): clean after the left text, corrupt after the right one, " +
+    "patched after the right one with one output from the left"),
 );
 
 // What is in the fields; the endings are separated by spaces
@@ -84,16 +84,15 @@ function endings(text, word, list) {
 // The pair of texts
 
 /**
- * The pair that the two texts make, each with the word and its likeliest ending, see Pair in case_pairs.py: clean and
- * corrupt, the ids up to the last token before the endings differ, the first token of each ending, and the position
- * of the first token that differs. If the texts make no pair: {problem}, a sentence that says why.
+ * The pair that the two texts make, each with the word and its likeliest ending, see Pair in case_pairs.py:
+ * clean and corrupt, the ids up to the last token before the endings differ, the first token of each ending,
+ * the position of the first token that differs. If the texts make no pair: {problem}, which says why.
  */
 function make_pair(sides) {
   const forms = sides.map(({ shares: [first] }) => compared.word + (first?.ending ?? ""));
-  const [left, right] = sides.map(({ text }, i) => tokenizer.encode_prompt(text, forms[i]).map(({ id }) => id));
-  const [clean, corrupt] = sides.map(({ text }, i) => {
-    return tokenizer.encode_prompt(`${text} ${forms[i]}`).map(({ id }) => id);
-  });
+  const ids_of = (text, next) => tokenizer.encode_prompt(text, next).map(({ id }) => id);
+  const [left, right] = sides.map(({ text }, i) => ids_of(text, forms[i]));
+  const [clean, corrupt] = sides.map(({ text }, i) => ids_of(`${text} ${forms[i]}`));
   if (Math.max(clean.length, corrupt.length) > max_seq_len) {
     return { problem: `A text with the word must fit into ${max_seq_len} tokens.` };
   }
@@ -101,11 +100,14 @@ function make_pair(sides) {
     const [of_left, of_right] = [left, right].map((ids) => {
       return `${ids.length} tokens (${ids.map((id) => tokenizer.label(id)).join(" ")})`;
     });
-    return { problem: `The texts must have equally many tokens: left has ${of_left}, right has ${of_right}.` };
+    const problem = `The texts must have equally many tokens: left has ${of_left}, right has ${of_right}.`;
+    return { problem };
   }
   if (!sides[0].shares.length) return { problem: "Enter the endings of the word, with spaces between them." };
   if (sides[0].shares[0].ending === sides[1].shares[0].ending) {
-    return { problem: "The same ending is the likeliest after both texts, so there is no difference to explain." };
+    return {
+      problem: "The same ending is the likeliest after both texts, so there is no difference to explain.",
+    };
   }
   let end = left.length; // where the endings differ
   while (end < clean.length && clean[end] === corrupt[end]) end++;
@@ -115,8 +117,8 @@ function make_pair(sides) {
   if (clean[end - 1] !== corrupt[end - 1]) {
     return {
       problem:
-        "The choice between the endings is made right after the words in which the texts differ, so nothing has to be " +
-        "carried there: choose a word whose first token is the same with both endings.",
+        "The choice between the endings is made right after the words in which the texts differ, so " +
+        "nothing has to be carried there: choose a word whose first token is the same with both endings.",
     };
   }
   const decider = clean.findIndex((id, i) => id !== corrupt[i]);
@@ -145,7 +147,8 @@ function draw_patching(sides) {
   }
 
   const [left, right] = sides.map(({ shares }) => "-" + shares[0].ending);
-  const [left_token, right_token] = [pair.clean_token, pair.corrupt_token].map((id) => `“${tokenizer.label(id)}”`);
+  const quoted = (id) => `“${tokenizer.label(id)}”`;
+  const [left_token, right_token] = [pair.clean_token, pair.corrupt_token].map(quoted);
   const cells = empty_cells();
   const looks = el("div", { id: "looks" });
   const names = Array.from({ length: H }, (_, h) => `head ${h + 1}`);
@@ -153,10 +156,11 @@ function draw_patching(sides) {
     return [`layer ${n + 1}`, ...cells.filter(({ layer }) => layer === n).map(({ cell }) => cell)];
   });
   cases_parts.patching.replaceChildren(
-    el("p", {}, `The likeliest ending is ${left} after the left text and ${right} after the right one. They first ` +
-      `differ in the tokens ${left_token} and ${right_token}. The logit of ${left_token} minus that of ` +
-      `${right_token} is ${format_number(clean_score)} after the left text and ${format_number(corrupt_score)} ` +
-      "after the right one. How much of this difference does each part recover?"),
+    el("p", {}, `The likeliest ending is ${left} after the left text and ${right} after the right one. ` +
+      `They first differ in the tokens ${left_token} and ${right_token}. The logit of ${left_token} minus ` +
+      `that of ${right_token} is ${format_number(clean_score)} after the left text and ` +
+      `${format_number(corrupt_score)} after the right one. ` +
+      "How much of this difference does each part recover?"),
     el(
       "div",
       { class: "two" },
@@ -165,8 +169,8 @@ function draw_patching(sides) {
         {},
         legend("−100%", "+100%", "pale"),
         box("recovered share", 0, table(lines, 0, ["", ...names, "MLP"])),
-        el("p", {}, "Choose a head to see where it looks, here and in section 3. The shares need not sum to 100%, " +
-          "since parts work together."),
+        el("p", {}, "Choose a head to see where it looks, here and in section 3. The shares need not sum " +
+          "to 100%, since parts work together."),
       ),
       looks,
     ),

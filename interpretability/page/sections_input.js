@@ -6,10 +6,10 @@
 const token_parts = add_section(
   "tokens",
   "1. Tokens",
-  "The model reads tokens, not letters. A token is a piece of text that is frequent in the training text: a frequent " +
-    "word is one token, a rare word is several. · is a space and ↵ a line break; <EOS> comes before the text and " +
-    "ends each sentence. Below, the chosen word is built from its bytes: in each step, the pair of " +
-    "neighbours that the tokenizer learned first is merged.",
+  "The model reads tokens, not letters. A token is a piece of text that is frequent in the training text: " +
+    "a frequent word is one token, a rare word is several. · is a space and ↵ a line break; <EOS> comes " +
+    "before the text and ends each sentence. Below, the chosen word is built from its bytes: in each step, " +
+    "the pair of neighbours that the tokenizer learned first is merged.",
   `text → ids (T,), each one of V = ${format_count(V)}; at most T = ${max_seq_len}`,
   "cards",
   "merges",
@@ -36,7 +36,7 @@ function draw_tokens() {
   );
 }
 
-/** The row of tokens at the top of the page, with the chosen one in the middle. It is one stop for the Tab key. */
+/** The row of tokens at the top of the page, the chosen one in the middle. It is one stop for the Tab key. */
 function draw_strip() {
   const strip = document.getElementById("strip");
   strip.replaceChildren(...state.ids.map((id, at) => token_button(id, at)));
@@ -60,8 +60,8 @@ const embedding_parts = add_section(
   "embedding",
   "2. Embedding",
   `Each of the ${format_count(V)} tokens has a vector of ${D} numbers, learned in training. It does not ` +
-    "depend on the position of the token; attention takes the position into account, see section 3. Tokens whose " +
-    "vectors have similar directions are used in similar ways.",
+    "depend on the position of the token; attention takes the position into account, see section 3. Tokens " +
+    "whose vectors have similar directions are used in similar ways.",
   `x = embedding[ids]: (T,) → (T, ${D}); similarity cos(a, b) = a · b / (|a| |b|)`,
   "two",
 );

@@ -8,13 +8,14 @@ const mlp_parts = add_section(
   "4. MLP",
   "After attention, the MLP works on each position alone. Each neuron compares the vector there with a " +
     "pattern. The better it matches, the more of the neuron's own vector is added. Below are the neurons " +
-    "most active for the chosen token, in the layer of the chosen head, each with the places in a sample of the " +
-    "training text where it is most active: at the token in bold. An activation far below 0 is as strong as one far above it.",
+    "most active for the chosen token, in the layer of the chosen head, each with the places in a sample " +
+    "of the training text where it is most active: at the token in bold. An activation far below 0 is as " +
+    "strong as one far above it.",
   `down(silu(gate(x)) · up(x)): (T, ${D}) → (T, ${hidden}) → (T, ${D})`,
   "neurons",
 );
 
-// For each neuron of each layer, its most active places in a sample of the training text, the most active first
+// For each neuron of each layer, its most active places in a sample of training text, the most active first
 const [, neurons_per_layer, places_per_neuron, context_length] = data.neurons.shape; // layers come first
 const neuron_contexts = from_base64(data.neurons.contexts, Uint32Array); // token ids
 const neuron_activations = from_base64(data.neurons.activations, Float32Array);
@@ -32,7 +33,7 @@ function draw_mlp() {
   );
 }
 
-/** The places of a neuron in the training text, a line each. The first also has the neuron and its activation here. */
+/** The places of a neuron in the text, a line each. The first also has the neuron and its activation here. */
 function neuron_lines(neuron, activation) {
   const lines = [];
   for (let i = 0; i < places_per_neuron; i++) {
@@ -51,10 +52,10 @@ function neuron_lines(neuron, activation) {
 const stream_parts = add_section(
   "stream",
   "5. The residual stream",
-  "The vector of a token passes through all layers, and each attention and each MLP adds a vector to it. The " +
-    "map shows the length of each added vector for each token. The logit lens shows what the model would " +
-    "predict if it ended after a given layer: read down to see the prediction form. The last row is the " +
-    "prediction itself.",
+  "The vector of a token passes through all layers, and each attention and each MLP adds a vector to it. " +
+    "The map shows the length of each added vector for each token. The logit lens shows what the model " +
+    "would predict if it ended after a given layer: read down to see the prediction form. The last row is " +
+    "the prediction itself.",
   `x ← x + attention(norm(x)); x ← x + MLP(norm(x)), x (T, ${D}); lens: norm(x) · embeddingᵀ, (T, ${V})`,
   "sizes",
   "lens",
@@ -95,10 +96,10 @@ function draw_stream(lens) {
 const prediction_parts = add_section(
   "prediction",
   "6. Prediction",
-  "The chosen token's vector after the last layer is multiplied with the vector of every token, and softmax " +
-    "turns the products into probabilities. A temperature below 1 sharpens them, one above 1 flattens them. Top-k " +
-    "keeps the k likeliest tokens; top-p keeps the fewest tokens whose probabilities sum to at least p. The next " +
-    "token is drawn from what is left.",
+  "The chosen token's vector after the last layer is multiplied with the vector of every token, and " +
+    "softmax turns the products into probabilities. A temperature below 1 sharpens them, one above 1 " +
+    "flattens them. Top-k keeps the k likeliest tokens; top-p keeps the fewest tokens whose probabilities " +
+    "sum to at least p. The next token is drawn from what is left.",
   `softmax(norm(x) · embeddingᵀ / temperature): (${D},) → (${V},)`,
   "sliders",
   "candidates",
@@ -148,7 +149,7 @@ function extend(count, text = state.tokens) {
   state.at = state.ids.length - 1;
   const id = pick(prediction());
   const piece = tokenizer.decode([id]);
-  state.tokens.push({ id, piece: piece.includes("\ufffd") ? "" : piece }); // a part of a character has no merges to show
+  state.tokens.push({ id, piece: piece.includes("\ufffd") ? "" : piece }); // part of a character: no merges
   state.ids.push(id);
   state.at++;
   document.getElementById("text").value = tokenizer.decode(state.ids);

@@ -4,10 +4,12 @@
 const training_parts = add_section(
   "training",
   "9. Training",
-  "The model learned all of this from text with one rule: change each number slightly so that the next token " +
-    "becomes more likely. Here is how the loss fell, on the training text and on held-out text, and how the " +
-    "model continued one prompt as it learned." +
-    (data.snapshots.length ? " The slider at the top of the page goes back to the model of an earlier step." : ""),
+  "The model learned all of this from text with one rule: change each number slightly so that the next " +
+    "token becomes more likely. Here is how the loss fell, on the training text and on held-out text, and " +
+    "how the model continued one prompt as it learned." +
+    (data.snapshots.length
+      ? " The slider at the top of the page goes back to the model of an earlier step."
+      : ""),
   "loss = −ln p(next token), the mean over tokens, in nats; e^loss is the perplexity",
   "curve",
   "samples",
@@ -16,7 +18,8 @@ const training_parts = add_section(
 function draw_training() {
   const { log, samples } = data.measured.training;
   if (log.step) {
-    const halfway = log.step.map((step, i) => (step + (log.step[i - 1] ?? 0)) / 2); // it is a mean since the row before
+    // The training loss is a mean since the row before, so it belongs halfway between
+    const halfway = log.step.map((step, i) => (step + (log.step[i - 1] ?? 0)) / 2);
     const lines = [["held-out text", log.step, log.val_loss], ["training text", halfway, log.train_loss]];
     training_parts.curve.append(chart(lines, "step", "nats per token"));
   }

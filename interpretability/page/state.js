@@ -8,7 +8,8 @@ const weights_base64 = document.getElementById("weights").textContent;
 const tokenizer = new Tokenizer(data.tokenizer);
 const final_model = new LLM(data.architecture, unpack_weights(weights_base64, data.tensors));
 let model = final_model; // or that of an earlier step of the training
-const { d_model: D, num_heads: H, num_layers: L, max_seq_len, vocab_size: V, head_size: d, hidden } = final_model;
+const { d_model: D, num_heads: H, num_layers: L, head_size: d, hidden } = final_model;
+const { max_seq_len, vocab_size: V } = final_model;
 
 const state = {
   tokens: [], // [{id, piece}], the text
@@ -17,7 +18,7 @@ const state = {
   at: 0, // the position of the chosen token
   layer: 0, // of the chosen head
   head: 0,
-  ablated: Array.from({ length: L }, () => Array(H + 1).fill(false)), // [layer][head], and [layer][H] for its MLP
+  ablated: Array.from({ length: L }, () => Array(H + 1).fill(false)), // [layer][head]; [layer][H] for its MLP
   temperature: 1,
   top_k: 0,
   top_p: 1,

@@ -10,7 +10,10 @@ const PLAY_MILLISECONDS = 1200; // how long each place is shown
 const time = { place: places.length - 1, timer: null }; // timer: of the next place while the slider plays
 
 function model_at(place) {
-  place_models[place] ??= new LLM(data.architecture, unpack_rows(snapshot_elements[place].textContent, data.tensors));
+  if (!place_models[place]) {
+    const weights = unpack_rows(snapshot_elements[place].textContent, data.tensors);
+    place_models[place] = new LLM(data.architecture, weights);
+  }
   return place_models[place];
 }
 
@@ -54,12 +57,12 @@ function show_button() {
 // The loss curve
 
 /**
- * The loss on one text as [[step, loss], ...]: measured on the snapshots and on the finished model. After the last
- * snapshot come the rows of the log. Its training loss is a mean since the row before, so it belongs halfway between.
+ * The loss on one text as [[step, loss], ...]: measured on the snapshots and the finished model. After the
+ * last snapshot come the log's rows. Their training loss is a mean since the row before: it belongs halfway.
  */
 function loss_points(name) {
-  const columns = [data.measured.snapshots, data.measured.training.log];
-  const [measured, logged] = columns.map(({ step = [], [name]: losses }) => step.map((x, i) => [x, losses[i]]));
+  const points_of = ({ step = [], [name]: losses }) => step.map((x, i) => [x, losses[i]]);
+  const [measured, logged] = [data.measured.snapshots, data.measured.training.log].map(points_of);
   const newest = measured.at(-2)[0]; // of the snapshots; the finished model comes after it
   const halfway = (i) => (logged[i][0] + (i ? logged[i - 1][0] : 0)) / 2;
   const placed = logged.map(([step, loss], i) => [name === "val_loss" ? step : halfway(i), loss]);
@@ -67,7 +70,7 @@ function loss_points(name) {
   return [...measured.slice(0, -1), ...between, ...measured.slice(-1)];
 }
 
-/** Where a step is on the slider, from 0 to 1. Places are equally far apart; between them the scale is logarithmic. */
+/** Where a step is on the slider, 0 to 1. Places are equally far apart; between them it is logarithmic. */
 function share_of(step) {
   const after = places.findIndex((place) => place > step);
   if (after < 0) return 1;
@@ -80,7 +83,7 @@ function loss_at(points, step) {
   return points.find(([x]) => x === step)[1];
 }
 
-/** The two curves, with a line at each place. The height is logarithmic: the first loss is far above the others. */
+/** The two curves, a line at each place. The height is logarithmic: the first loss is far above the rest. */
 function loss_curves() {
   const curves = [["held-out", "below", "val_loss"], ["training", "above", "train_loss"]];
   const lines = curves.map(([name, colour, column]) => ({ name, colour, points: loss_points(column) }));

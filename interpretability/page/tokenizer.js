@@ -1,6 +1,6 @@
 "use strict";
-// From text to token ids, as in corpus/sentences.py and corpus/tokenizer.py: sentences, then pieces of about a
-// word, then byte-level BPE in each piece. The regular expressions are the same, with Python's \s and \w
+// From text to token ids, as in corpus/sentences.py and corpus/tokenizer.py: sentences, then pieces of about
+// a word, then byte-level BPE in each piece. The regular expressions are the same, with Python's \s and \w
 // written out, since they mean something else in JavaScript.
 
 const SPACE = String.raw`\p{White_Space}\x1c-\x1f`; // Python's \s, for use inside [ ]
@@ -17,7 +17,7 @@ const DROPPED = /[\u00ad\u200b\ufeff]/g; // as in corpus/sources.py
 const LAST_WORD = new RegExp(String.raw`[${WORD}\-]+(?=\n?$)`, "u");
 const BLANK_END = new RegExp(String.raw`(?<![${SPACE}])[${SPACE}]+$`, "u");
 
-// A word with the space before it, a number, punctuation (with the space that ends a sentence), other white space
+// A word with the space before it, a number, punctuation (with a sentence's last space), other white space
 const PIECES = new RegExp(
   [
     String.raw` ?[\p{L}\p{M}]+`,
@@ -101,7 +101,7 @@ class Tokenizer {
     return this.known.get(piece);
   }
 
-  /** The tokens of a text with <EOS> after every sentence: [{id, piece}], each with the piece it is a part of. */
+  /** The tokens of a text, <EOS> after every sentence: [{id, piece}], each with the piece it is a part of. */
   encode(text) {
     const tokens = [];
     for (const sentence of this.split_sentences(text)) {
@@ -118,7 +118,8 @@ class Tokenizer {
    * next: the word that will follow it; a small letter continues the sentence even after a full stop.
    */
   encode_prompt(prompt, next = "А") {
-    prompt = prompt.replace(/\p{Surrogate}/gu, "?").replace(DROPPED, "").normalize("NFC").replace(BLANK_END, "");
+    prompt = prompt.replace(/\p{Surrogate}/gu, "?").replace(DROPPED, "").normalize("NFC");
+    prompt = prompt.replace(BLANK_END, "");
     const finished = prompt && this.split_sentences(`${prompt} ${next}`).at(-1) === next;
     const tokens = this.encode(finished ? prompt + " " : prompt);
     return [{ id: this.eos, piece: "" }, ...(finished ? tokens : tokens.slice(0, -1))];
@@ -129,7 +130,7 @@ class Tokenizer {
     return new TextDecoder().decode(new Uint8Array(ids.flatMap((id) => this.bytes[id])));
   }
 
-  /** A token with its white space visible: · a space, ↵ a line feed. Parts of a character are hexadecimal bytes. */
+  /** A token with visible white space: · a space, ↵ a line feed. Parts of a character: hexadecimal bytes. */
   label(id) {
     if (id === this.eos) return "<EOS>";
     let label = "";
