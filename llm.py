@@ -74,26 +74,20 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, both normalised and turned, and values of x (B, T, D), each (B, H, T, d)."""
-        B, T, _ = x.shape
-        q, k, v = self.qkv_proj(x).view(B, T, 3, self.num_heads, -1).unbind(2)  # each (B, T, H, d)
-        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)  # (B, H, T, d)
-        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)
-        return q, k, v.transpose(1, 2)
+        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0
-    ) -> Tensor:
-        """(B, T, D) to (B, T, D). cached (2, B, H, max_seq_len, d) holds `start` earlier tokens."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None) -> Tensor:
+        """(B, T, D) to (B, T, D). cached (2, B, H, S, d): S - T keys and values, and room for T."""
         q, k, v = self.project(x, cos, sin)
-        stop = start + x.shape[1]
         if cached is not None:
-            cached[0, :, :, start:stop] = k
-            cached[1, :, :, start:stop] = v
-            k, v = cached[:, :, :, :stop]  # each (B, H, S, d)
-        if x.shape[1] > 1 and (start > 0 or x.device.type == "cpu" and stop <= 256):
+            cached[:, :, :, -x.shape[1] :] = torch.stack((k, v))
+            k, v = cached  # each (B, H, S, d)
+        T, S = q.shape[2], k.shape[2]
+        if T > 1 and (S > T or x.device.type == "cpu" and S <= 256):
             y, _ = attention(q, k, v)  # 6 ms for 16 windows of 128; the call takes 17 (bf16) or 22 (float32)
         else:  # the same in one PyTorch call, which never stores the weights; its mask needs T = S
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=x.shape[1] > 1)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # the heads side by side
 
 
@@ -126,10 +120,8 @@ class Block(nn.Module):
         self.mlp = MLP(d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0
-    ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, cached, start))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, cached))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # (B, T, D)
 
 
@@ -137,9 +129,8 @@ class Cache:
     """Keys and values of the tokens read so far. With them, the next token costs one step, not all again."""
 
     def __init__(self, model: "LLM", batch_size: int):
-        weight = model.embedding.weight
         shape = (2, batch_size, model.num_heads, model.max_seq_len, model.d_model // model.num_heads)
-        self.layers = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in model.blocks]
+        self.layers = [model.embedding.weight.new_zeros(shape) for _ in model.blocks]
         self.length = 0  # tokens read; the same in every layer
 
 
@@ -173,34 +164,33 @@ class LLM(nn.Module):
             for layer in (block.attention.o_proj, block.mlp.down_proj):
                 nn.init.zeros_(layer.weight)  # at first, each block passes the residual stream on unchanged
 
-    def forward(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor) -> Tensor:
         """Logits (B, T, vocab_size) of the token after each of input_ids (B, T).
 
-        With a cache, input_ids continue the tokens that it holds, and it takes them in too.
         Raises ValueError if there are more tokens than max_seq_len.
         """
-        return self.logits(self.residual(input_ids, cache))
+        return self.logits(self.residual(input_ids))
 
     def residual(self, input_ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """The residual stream (B, T, D) after the last block, from which forward() computes the logits."""
+        """The residual stream (B, T, D) after the last block. With a cache, input_ids continue its tokens."""
         start = cache.length if cache else 0
         stop = start + input_ids.shape[1]
         x = F.dropout(self.embedding(input_ids), self.dropout, self.training)  # (B, T, D)
-        cos, sin = self.rotary(start, stop, x.dtype)
+        cos, sin = self.rotary(start, stop)
         for i, block in enumerate(self.blocks):
-            x = block(x, cos, sin, cache.layers[i] if cache else None, start)
+            x = block(x, cos, sin, cache.layers[i][:, :, :, :stop] if cache else None)
         if cache:
             cache.length = stop
         return x
 
-    def rotary(self, start: int, stop: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def rotary(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine (T, d / 2) of positions start to stop - 1. Raises ValueError beyond max_seq_len."""
         if stop > self.max_seq_len:
             raise ValueError(f"{stop} tokens do not fit into the window of max_seq_len={self.max_seq_len}")
-        return self.cos[start:stop].to(dtype), self.sin[start:stop].to(dtype)
+        return self.cos[start:stop], self.sin[start:stop]
 
     def logits(self, x: Tensor) -> Tensor:
-        """The output layer: (..., D) to (..., vocab_size)."""
+        """The last norm and the output layer: (..., D) to (..., vocab_size)."""
         return F.linear(self.norm(x), self.embedding.weight)
 
     @torch.no_grad()
@@ -214,15 +204,14 @@ class LLM(nn.Module):
         do it may be given. When the window is full, its older half is dropped.
         """
         step = step or (lambda input_ids, cache: self.logits(self.residual(input_ids, cache)[:, -1]))
-        context, cache = input_ids, Cache(self, len(input_ids))
-        new = context[:, -self.max_seq_len :]  # not yet in the cache
+        cache, new = Cache(self, len(input_ids)), input_ids[:, -self.max_seq_len :]  # new: not in it yet
         while True:
             if cache.length + new.shape[1] > self.max_seq_len:
-                cache.length, new = 0, context[:, -max(1, self.max_seq_len // 2) :]
+                cache.length, new = 0, input_ids[:, -max(1, self.max_seq_len // 2) :]
             token = sample(step(new, cache).float(), temperature, top_k, top_p, generator)
             yield token
             new = token[:, None]
-            context = torch.cat((context, new), dim=1)
+            input_ids = torch.cat((input_ids, new), dim=1)
 
     def architecture(self) -> dict[str, int | float]:
         """The constructor's arguments."""

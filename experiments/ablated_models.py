@@ -33,10 +33,8 @@ def no_mlp(model: LLM) -> None:
 class ReplacingBlock(Block):
     """Its parts replace the stream instead of adding to it."""
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None, start: int = 0
-    ) -> Tensor:
-        x = self.dropout(self.attention(self.attention_norm(x), cos, sin, cached, start))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cached: Tensor | None = None) -> Tensor:
+        x = self.dropout(self.attention(self.attention_norm(x), cos, sin, cached))
         return self.dropout(self.mlp(self.mlp_norm(x)))
 
 

@@ -178,7 +178,7 @@ def ablation_losses(model: LLM, tokens: np.ndarray) -> list[list[float]]:
     for input_ids, target_ids in window_batches(windows, "ablated heads"):
         base = target_losses(model(input_ids), target_ids).sum()
         x = model.embedding(input_ids)  # (B, T, D), the residual stream before layer i
-        cos, sin = model.rotary(0, input_ids.shape[1], x.dtype)
+        cos, sin = model.rotary(0, input_ids.shape[1])
         for i, layer in enumerate(run_layers(model, input_ids)):
             for head in range(model.num_heads):
                 # Earlier layers do not depend on the head, so only layer i and the later ones run again

@@ -65,7 +65,7 @@ def run_layers(
                 f"of {model.num_heads} heads, counted from 0"
             )
     x = model.embedding(input_ids)
-    cos, sin = model.rotary(0, input_ids.shape[1], x.dtype)
+    cos, sin = model.rotary(0, input_ids.shape[1])
     for i, block in enumerate(model.blocks):
         ablated_here = [head for layer, head in ablated_heads if layer == i]
         recorded = run_block(block, x, cos, sin, ablated_here)

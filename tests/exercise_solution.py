@@ -50,7 +50,8 @@ scores = scores.masked_fill(key_place > query_place, -math.inf)
 weights = softmax(scores)
 return torch.einsum("bhts,bhsd->bhtd", weights, v), weights
 ---
-q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv_proj(x).chunk(3, dim=-1))
+parts = self.qkv_proj(x).chunk(3, dim=-1)
+q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
 q, k = self.q_norm(q), self.k_norm(k)
 return rotate(q, cos, sin), rotate(k, cos, sin), v
 ---
@@ -70,7 +71,7 @@ return middle + self.dropout(self.mlp(self.mlp_norm(middle)))
 return self.logits(self.residual(input_ids))
 ---
 stream = F.dropout(self.embedding(input_ids), self.dropout, self.training)
-cos, sin = self.rotary(0, input_ids.shape[1], stream.dtype)
+cos, sin = self.rotary(0, input_ids.shape[1])
 for layer in self.blocks:
     stream = layer(stream, cos, sin)
 return stream

@@ -1,4 +1,4 @@
-"""What the tests share: starting a script as a person does, or calling its main(); small models and small texts."""
+"""What the tests share: starting a script as a person does, or calling its main(); small models and texts."""
 
 import contextlib
 import csv
@@ -22,10 +22,13 @@ from support.cli import run_script
 ROOT = Path(__file__).parent.parent
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nobody listens there
 ARTICLES = [json.loads(line)["sample"] for line in BUNDLED_FILE.read_text(encoding="utf-8").splitlines()]
-SMALL = "--d_model 64 --num_heads 2 --num_layers 2 --max_seq_len 64 --vocab_size 600 --batch_size 8 --eval_every 50".split()
+SMALL = (
+    "--d_model 64 --num_heads 2 --num_layers 2 --max_seq_len 64 --vocab_size 600 --batch_size 8 "
+    "--eval_every 50"
+).split()
 TINY = (
-    "--d_model 32 --num_heads 2 --num_layers 2 --max_seq_len 32 --vocab_size 400 --batch_size 8 --eval_every 40 "
-    "--dropout 0.1 --epochs 3 --checkpoint_minutes 0"
+    "--d_model 32 --num_heads 2 --num_layers 2 --max_seq_len 32 --vocab_size 400 --batch_size 8 "
+    "--eval_every 40 --dropout 0.1 --epochs 3 --checkpoint_minutes 0"
 ).split()
 
 
@@ -58,7 +61,7 @@ def run(script, *arguments, **how) -> Result:
 
 
 def call(script: str, *arguments) -> Result:
-    """Run a script's main() in this process, as `python script arguments` would. It saves the imports, about three seconds."""
+    """Run `python script arguments` as main() in this process: it saves the imports, about three seconds."""
     module = importlib.import_module(script.removesuffix(".py"))
     out, err, code, old_argv = io.StringIO(), io.StringIO(), 0, sys.argv
     sys.argv = [script, *map(str, arguments)]
@@ -86,7 +89,8 @@ def log_of(folder: Path) -> list[list[str]]:
     """training_log.csv without what a clock has measured."""
     with open(folder / "training_log.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [[value for name, value in row.items() if name not in ("seconds", "tokens_per_second")] for row in rows]
+    clocks = ("seconds", "tokens_per_second")
+    return [[value for name, value in row.items() if name not in clocks] for row in rows]
 
 
 def write_log(folder: Path, **columns: list[float]) -> None:
@@ -109,7 +113,8 @@ def wait_for(process: subprocess.Popen, word: str) -> str:
 
 def write_articles(path: Path, articles: list[str]) -> Path:
     """A .jsonl file of articles."""
-    path.write_text("".join(json.dumps({"sample": text}, ensure_ascii=False) + "\n" for text in articles), encoding="utf-8")
+    lines = (json.dumps({"sample": text}, ensure_ascii=False) + "\n" for text in articles)
+    path.write_text("".join(lines), encoding="utf-8")
     return path
 
 

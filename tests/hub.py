@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on loopback: one data set of one JSON file, over the hub's own HTTP interface."""
+"""A stand-in for the Hugging Face hub on loopback: one data set of one JSON file over its HTTP interface."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextlib.contextmanager
 def hub(name: str, records: list[dict]):
-    """Serves the data set `name` with the records in data.json; yields (endpoint, list of requested paths)."""
+    """Serves the data set `name` with the records in data.json; yields (endpoint, requested paths)."""
     body = json.dumps(records).encode()  # one JSON file with escaped Cyrillic, as the real data set has it
     etag = hashlib.sha256(body).hexdigest()
     asked = []
@@ -44,7 +44,8 @@ def hub(name: str, records: list[dict]):
             file = {"type": "file", "path": "data.json", "size": len(body), "oid": etag}
             if "/tree/" in path or "/paths-info/" in path:
                 return [file]
-            return {"id": name, "sha": COMMIT, "siblings": [{"rfilename": "data.json"}], "private": False, "tags": []}
+            siblings = [{"rfilename": "data.json"}]
+            return {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
 
         def log_message(self, *_):
             pass

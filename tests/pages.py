@@ -62,9 +62,11 @@ def browser():
 
 
 def type_text(page, text):
-    page.execute_script(
-        "const t = document.getElementById('text'); t.value = arguments[0]; t.dispatchEvent(new Event('input'))", text
+    script = (
+        "const t = document.getElementById('text'); t.value = arguments[0]; "
+        "t.dispatchEvent(new Event('input'))"
     )
+    page.execute_script(script, text)
 
 
 def move_slider(page, name, value):

@@ -6,7 +6,10 @@ from tokenizers import Tokenizer
 from corpus.tokenizer import train_tokenizer
 from llm import LLM
 
-TEXT = "Кот спит. Коты спят. Столица Франции Париж. Столица Италии Рим. Столица Египта Каир. Он жил без кота и котов."
+TEXT = (
+    "Кот спит. Коты спят. Столица Франции Париж. Столица Италии Рим. Столица Египта Каир. "
+    "Он жил без кота и котов."
+)
 
 
 def word_tokenizer(text: str = TEXT) -> Tokenizer:
@@ -31,7 +34,7 @@ class TableModel(LLM):
         return self.table[x[..., 0]]
 
 
-def table_model(tokenizer: Tokenizer, *following: tuple[str, str, float], max_seq_len: int = 16) -> TableModel:
+def table_model(tokenizer: Tokenizer, *following: tuple[str, str, float], max_seq_len=16) -> TableModel:
     """A TableModel in which a logit is 0, or the number that stands here with two words."""
     logits = torch.zeros(tokenizer.get_vocab_size(), tokenizer.get_vocab_size())
     for before, after, value in following:

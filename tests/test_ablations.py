@@ -1,4 +1,4 @@
-"""experiments/ablations.py: every ablation leaves out what it says and nothing else, and the experiment repeats nothing."""
+"""experiments/ablations.py: every ablation leaves out only what it says; the experiment repeats nothing."""
 
 import itertools
 import json
@@ -67,7 +67,7 @@ def parsed(monkeypatch, *flags) -> Namespace:
 
 
 def with_weights_of(model: LLM) -> LLM:
-    """The whole model with the weights of an altered one. Parts that this one lacks add nothing to the stream."""
+    """The whole model with an altered one's weights. Parts missing there add nothing to the stream."""
     whole = LLM(**model.architecture()).double().eval()
     weights = {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
     whole.load_state_dict(weights, strict=False)
@@ -115,7 +115,8 @@ def test_without_attention_no_token_reaches_a_later_position(make):
     changed = IDS.clone()
     changed[0, 1] = 7
     model = random_weights(make("no attention"))
-    assert torch.equal(model(IDS)[0, 2:], model(changed)[0, 2:]) and not torch.equal(model(IDS)[0, 1], model(changed)[0, 1])
+    assert torch.equal(model(IDS)[0, 2:], model(changed)[0, 2:])
+    assert not torch.equal(model(IDS)[0, 1], model(changed)[0, 1])
     whole = random_weights(make(WHOLE))
     assert not torch.isclose(whole(IDS)[0, -1], whole(changed)[0, -1]).any()
     assert torch.allclose(model(IDS), with_weights_of(model)(IDS))  # o_proj of a new model is 0
@@ -138,13 +139,13 @@ def test_without_residual_path_a_part_replaces_the_stream(make):
         torch.nn.init.zeros_(each.blocks[-1].mlp.down_proj.weight)
     assert not model.residual(IDS).any() and whole.residual(IDS).any()
     block, x = model.blocks[0], torch.randn(1, 6, 16, dtype=torch.float64)
-    cos, sin = model.rotary(0, 6, torch.float64)
+    cos, sin = model.rotary(0, 6)
     y = block.attention(block.attention_norm(x), cos, sin)
     assert torch.equal(block(x, cos, sin), block.mlp(block.mlp_norm(y)))
 
 
 def test_without_norm_the_output_grows_with_the_input(make):
-    for name, factor in (("no norm (but QK-norm)", 9), (WHOLE, 3)):  # 3 by the output layer, and again by the stream
+    for name, factor in (("no norm (but QK-norm)", 9), (WHOLE, 3)):  # 3 by the output layer, 3 by the stream
         model = make(name)  # its blocks add nothing yet
         logits = model(IDS)
         model.embedding.weight.data *= 3
@@ -220,8 +221,8 @@ def test_the_experiment_ends_after_a_crash_and_repeats_nothing(tmp_path, monkeyp
     (tmp_path / "pairs.csv").write_text(pairs, encoding="utf-8")
     monkeypatch.setattr(samples, "NUM_SAMPLES", 4)
     monkeypatch.setattr(ablations, "RATES", (0.5, 1))
-    flags = [*TINY, "--dataset", tmp_path / "text.jsonl", "--out_dir", tmp_path, "--tokens", 640, "--seeds", 2]
-    flags += ["--pairs", tmp_path / "pairs.csv", "--precision", "float32"]
+    flags = [*TINY, "--dataset", tmp_path / "text.jsonl", "--out_dir", tmp_path, "--tokens", 640]
+    flags += ["--seeds", 2, "--pairs", tmp_path / "pairs.csv", "--precision", "float32"]
     with monkeypatch.context() as patched:
         patched.setattr(ablations, "ABLATIONS", {WHOLE: {}, "no MLP": ABLATIONS["no MLP"]})
         train, runs = subprocess.run, []
@@ -239,7 +240,8 @@ def test_the_experiment_ends_after_a_crash_and_repeats_nothing(tmp_path, monkeyp
     assert done.code == 0, done.err
     assert len(trained_here) == len(set(trained_here)) == len(ABLATIONS) * (2 + 1)  # two rates, a second seed
 
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "ablations").rglob("*") if path.suffix != ".py"}
+    files = (tmp_path / "ablations").rglob("*")
+    times = {path: path.stat().st_mtime_ns for path in files if path.suffix != ".py"}
     again = call("experiments.ablations", *flags)
     assert again.out.splitlines()[-len(ABLATIONS) :] == done.out.splitlines()[-len(ABLATIONS) :]
     assert len(trained_here) == len(ABLATIONS) * 3
@@ -251,9 +253,11 @@ def test_the_experiment_ends_after_a_crash_and_repeats_nothing(tmp_path, monkeyp
     for name, figure in figures.items():
         losses = result["loss_by_rate"][name].values()
         assert len(losses) == 2 and figure["nats"][0] == min(losses) != figure["nats"][1]
-        assert all(0 <= share <= 1 for share in figure["real words"]) and set(figure["minimal pairs"]) <= {0, 1}
+        assert all(0 <= share <= 1 for share in figure["real words"])
+        assert set(figure["minimal pairs"]) <= {0, 1}
         assert figure["difference"] == [a - b for a, b in zip(figure["nats"], figures[WHOLE]["nats"])]
-    assert figures["no MLP"]["parameters"][0] < figures[WHOLE]["parameters"][0] < figures["untied output"]["parameters"][0]
+    sizes = {name: figure["parameters"][0] for name, figure in figures.items()}
+    assert sizes["no MLP"] < sizes[WHOLE] < sizes["untied output"]
     row = next(line for line in done.out.splitlines() if line.startswith(f"  {WHOLE}"))
     assert "*" in row and row.count("±") == len(FORMS) - 1
     assert matplotlib.image.imread(tmp_path / "ablations.png").shape == (600, 1000, 4)
@@ -281,9 +285,12 @@ def test_figures_are_those_of_the_seed_and_of_what_the_text_has(tmp_path, monkey
         corpora.append(Corpus(tokenizer, np.array([]), np.array(encode(tokenizer, text)), 1.0, ""))
     save_model(LLM(300, 16, 2, 1, 32), corpora[0], tmp_path, finished=True)
     write_log(tmp_path, val_loss=[3.5], bits_per_char=[1.5])
-    monkeypatch.setattr(ablations, "evaluate_samples", lambda scorer, held_out, words, seed: {"0.5": {"known": seed / 10}})
+    monkeypatch.setattr(
+        ablations, "evaluate_samples", lambda scorer, held_out, words, seed: {"0.5": {"known": seed / 10}}
+    )
     without, with_cases = (
-        measure(tmp_path, {}, corpus, [], Namespace(precision="float32", seed=seed)) for seed, corpus in enumerate(corpora, 1)
+        measure(tmp_path, {}, corpus, [], Namespace(precision="float32", seed=seed))
+        for seed, corpus in enumerate(corpora, 1)
     )
     assert without["nats"] == 3.5 and without["real words"] == 0.1 and with_cases["real words"] == 0.2
     assert "case endings" not in without and 0 <= with_cases["case endings"] <= 1
@@ -316,5 +323,6 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path, monkeypatch, trained_h
     monkeypatch.setattr(harness.time, "sleep", lambda seconds: None)
     recipes = {"first": {}, "second": {"learning_rate": 1e-9}}
     outcomes = compare(recipes, 1, 640, args, tmp_path / "runs")
-    assert tried == [outcomes["first"].folders[0], outcomes["second"].folders[0], outcomes["first"].folders[0]]
+    first, second = outcomes["first"].folders[0], outcomes["second"].folders[0]
+    assert tried == [first, second, first]
     assert len(trained_here) == 2 and outcomes["first"].mean < outcomes["second"].mean

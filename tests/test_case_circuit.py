@@ -1,4 +1,4 @@
-"""experiments/case_circuit.py: what it says of a text that does not suffice. tests/test_patching.py starts it on a pair."""
+"""experiments/case_circuit.py on a text that does not suffice. tests/test_patching.py starts it on a pair."""
 
 from argparse import Namespace
 

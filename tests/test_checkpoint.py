@@ -84,13 +84,14 @@ def same(a, b) -> bool:
 
 @pytest.mark.parametrize("name", ["parameters.pt2", "checkpoint.pt", "bpe_tokenizer.json"])
 def test_a_damaged_file_is_refused_or_gives_what_was_saved(home, tmp_path, name):
-    """What can be opened after the damage must hold the same numbers: no bit of the weights changes unnoticed."""
+    """What opens after the damage must hold the same numbers: no bit of the weights changes unnoticed."""
 
     def read(folder):
         if name == "checkpoint.pt":
             return open_checkpoint(folder)
         model = load_model(folder if name == "parameters.pt2" else home)
-        tokenizer = load_tokenizer((folder if name == "bpe_tokenizer.json" else home) / "bpe_tokenizer.json", model)
+        tokenizer_folder = folder if name == "bpe_tokenizer.json" else home
+        tokenizer = load_tokenizer(tokenizer_folder / "bpe_tokenizer.json", model)
         return model.state_dict(), sorted(tokenizer.get_vocab().items())
 
     good = read(home)
@@ -171,7 +172,8 @@ def small_disk(tmp_path):
     """A folder on a disk of its own with one MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a small disk")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
@@ -251,7 +253,7 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_model_s(home, tmp_path):
 
 
 def test_the_loss_of_a_step_is_counted_and_not_kept(tmp_path):
-    """Small blocks that stay between the large ones of each step make the heap grow with every step: gigabytes an hour."""
+    """Small blocks left between a step's large ones make the heap grow with every step: gigabytes an hour."""
     torch.manual_seed(0)
     run, kept = new_run(tmp_path, LLM(**SIZES), train_tokenizer(TEXT, 300)), []
     with run:
@@ -288,6 +290,7 @@ def test_a_weight_that_is_not_finite_is_named_and_the_weights_before_it_are_save
         with torch.no_grad():
             model.norm.weight[1] = value
         run.record(torch.tensor(3.0), 0.1, num_tokens=32)
-        with pytest.raises(UserError, match=f"the largest weight at step 2 is {value}; the last weights that were finite are saved"):
+        message = f"the largest weight at step 2 is {value}; the last weights that were finite are saved"
+        with pytest.raises(UserError, match=message):
             run.log(3.0, sample=None)
     assert torch.equal(LLM.load(tmp_path / "parameters.pt2").norm.weight, good)

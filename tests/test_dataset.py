@@ -28,7 +28,8 @@ print(name, corpus.key, len(corpus.train), "datasets" in sys.modules)
 def test_a_data_set_of_the_hub_is_prepared_without_loading_its_package_here(tmp_path):
     articles = ARTICLES[:40]
     with hub(HUB_NAME, [{"sample": article} for article in articles]) as (endpoint, _):
-        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+        settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, **settings}
         command = [sys.executable, "-c", LOAD, HUB_NAME, str(tmp_path)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,8 @@ import torch
 from helpers import run_training
 
 import support.device
-from support.device import COMPILE_FROM, choose_device, give_back_freed_memory, keep_freed_memory, maybe_compile
+from support.device import COMPILE_FROM, choose_device, give_back_freed_memory, keep_freed_memory
+from support.device import maybe_compile
 from support.own_process import in_own_process
 from support.peers import default_products
 
@@ -23,7 +24,9 @@ def test_precision_is_what_was_asked_for():
     assert choose_device("auto")[1] in (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("rows, inputs, outputs", [(2048, 192, 1024), (512, 5000, 192), (1024, 2048, 192), (3, 64, 7)])
+@pytest.mark.parametrize(
+    "rows, inputs, outputs", [(2048, 192, 1024), (512, 5000, 192), (1024, 2048, 192), (3, 64, 7)]
+)
 def test_float32_products_are_float32_whichever_library_computes_them(rows, inputs, outputs):
     """Rounded to bf16 inside, their error would be 200 times as large as the one that is allowed."""
     choose_device("float32")
@@ -43,8 +46,10 @@ def test_float32_products_are_float32_whichever_library_computes_them(rows, inpu
         ("AVX2", True, False, "highest"),
     ],
 )
-def test_products_may_be_rounded_inside_only_where_the_library_does_not_do_it(monkeypatch, capability, has_bf16, has_amx, setting):
-    """With AMX, oneDNN would. A peer is measured with PyTorch's own setting, whatever ours is, also if it fails."""
+def test_products_may_be_rounded_inside_only_where_the_library_does_not_do_it(
+    monkeypatch, capability, has_bf16, has_amx, setting
+):
+    """With AMX, oneDNN would. A peer has PyTorch's own setting, whatever ours is, also if it fails."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
@@ -63,7 +68,7 @@ def test_products_may_be_rounded_inside_only_where_the_library_does_not_do_it(mo
 
 
 def faults_and_large_pages() -> tuple[int, int]:
-    """Page faults of a second round of 32 tensors of 4 MiB, and how many KiB of this process lie in large pages."""
+    """Page faults of a second round of 32 tensors of 4 MiB, and the KiB of this process in large pages."""
     import resource
 
     keep_freed_memory()
@@ -73,12 +78,13 @@ def faults_and_large_pages() -> tuple[int, int]:
         tensors = [torch.ones(2**20) for _ in range(32)]
         del tensors
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    pages = [line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("AnonHugePages")]
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    pages = [line for line in lines if line.startswith("AnonHugePages")]
     return faults[1], int(pages[0].split()[1])
 
 
 def memory_in_mib() -> list[int]:
-    """The memory of this process before and after 150 MiB in freed pieces, which lie between others, are given back."""
+    """The memory of this process before and after 150 MiB of freed pieces, between others, are given back."""
     pieces = [bytes(3000) for _ in range(50_000)]
     kept, pieces = pieces[::100], None
     sizes = [int(Path("/proc/self/statm").read_text().split()[1])]
@@ -97,7 +103,9 @@ def test_what_reading_the_text_left_is_given_back():
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or not LARGE_PAGES.exists(), reason="another C library or kernel")
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not LARGE_PAGES.exists(), reason="another C library or kernel"
+)
 def test_freed_memory_is_kept_for_the_next_step_in_large_pages():
     """If each tensor were given back, and asked for anew in pages of 4 KiB, that would be 32,768 faults."""
     faults, kib_in_large_pages = in_own_process(faults_and_large_pages, start_method="spawn")
@@ -106,10 +114,10 @@ def test_freed_memory_is_kept_for_the_next_step_in_large_pages():
         assert kib_in_large_pages > 2**15
 
 
-def compiled_calls(monkeypatch, seconds_per_step: float, steps: int, mode="auto", compiler="g++") -> list[str]:
-    """Which way each of 20 steps goes, where each takes seconds_per_step by the clock."""
-    clock = itertools.count(step=seconds_per_step)
-    monkeypatch.setattr(support.device.time, "monotonic", lambda: next(clock) / 5)  # it is read twice in five steps
+def compiled_calls(monkeypatch, step_seconds: float, steps: int, mode="auto", compiler="g++") -> list[str]:
+    """Which way each of 20 steps goes, where each takes step_seconds by the clock."""
+    clock = itertools.count(step=step_seconds)
+    monkeypatch.setattr(support.device.time, "monotonic", lambda: next(clock) / 5)  # read twice in five steps
     monkeypatch.setattr(torch, "compile", lambda loss, **_: lambda *batch: "compiled")
     monkeypatch.setattr(support.device.shutil, "which", lambda name: compiler)
     loss = maybe_compile(lambda *batch: "uncompiled", mode, steps, CPU)
@@ -128,15 +136,19 @@ def test_the_model_is_compiled_once_the_rest_of_the_run_is_long(monkeypatch, cap
     assert set(compiled_calls(monkeypatch, one_step, few, "on")) == {"compiled"}
 
 
-@pytest.mark.parametrize("script", ["exit 1", "echo 'x.cpp:1:1: fatal error: Python.h: No such file' >&2; exit 1"])
+@pytest.mark.parametrize(
+    "script", ["exit 1", "echo 'x.cpp:1:1: fatal error: Python.h: No such file' >&2; exit 1"]
+)
 def test_a_compiler_that_does_not_work_is_one_line_and_training_goes_on(unbroken, tmp_path, script):
+    compiler = f"#!/bin/sh\ncase $* in *--version*) echo 'g++ 12'; exit 0;; esac\n{script}\n"
     for name in ("g++", "c++", "clang++"):
-        (tmp_path / name).write_text(f"#!/bin/sh\ncase $* in *--version*) echo 'g++ 12'; exit 0;; esac\n{script}\n")
+        (tmp_path / name).write_text(compiler)
         (tmp_path / name).chmod(0o755)
     broken = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     folder = unbroken.parent / f"broken_compiler_{len(script)}"
     code, out, err = run_training(folder, "--compile", "on", "--epochs", 0.2, **broken)
     assert code == 0 and (folder / "parameters.pt2").exists(), err
-    assert out.count("compiling failed") == 1 and "training goes on uncompiled" in out and "Traceback" not in out + err
+    assert out.count("compiling failed") == 1 and "training goes on uncompiled" in out
+    assert "Traceback" not in out + err
     if "Python.h" in script:
         assert "(Python.h: No such file)" in out

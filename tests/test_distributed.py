@@ -13,7 +13,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def test_two_processes_train_as_one_and_go_on_as_one(unbroken):
-    plain = ["--dropout", 0, "--epochs", 1, "--precision", "float32"]  # bfloat16 rounds a half batch differently
+    plain = ["--dropout", 0, "--epochs", 1, "--precision", "float32"]  # bf16 rounds a half batch differently
     one, two = unbroken.parent / "one", unbroken.parent / "two"
     assert run_training(one, *plain)[0] == 0
     code, out, err = run_training(two, *plain, launch=TORCHRUN)
@@ -25,7 +25,8 @@ def test_two_processes_train_as_one_and_go_on_as_one(unbroken):
     killed = unbroken.parent / "killed_worker"
     process = start_training(killed, *plain, launch=TORCHRUN)
     wait_for(process, "tokens/s=")
-    ours = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and of_group(int(pid), process.pid, b"RANK=1")]
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    ours = [pid for pid in pids if of_group(pid, process.pid, b"RANK=1")]
     os.kill(ours[0], signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0 and (killed / "checkpoint.pt").exists()
@@ -41,9 +42,11 @@ def test_two_processes_train_as_one_and_go_on_as_one(unbroken):
 def of_group(pid: int, group: int, variable: bytes) -> bool:
     """Whether a process is one that torchrun started in this group, with this in its environment."""
     try:
-        descends = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[3]) == group or os.getpgid(pid) == group
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        return (descends or parent == group) and variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        parent, process_group, session = map(int, fields[1:4])
+        if group not in (parent, process_group, session):
+            return False
+        return variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except (OSError, IndexError):
         return False
 
@@ -52,9 +55,9 @@ def test_a_killed_worker_is_started_again(unbroken):
     folder = unbroken.parent / "restarted"
     process = start_training(folder, "--dropout", 0, "--epochs", 1, launch=[*TORCHRUN, "--max-restarts=1"])
     wait_for(process, "tokens/s=")
-    os.kill(
-        [int(p) for p in os.listdir("/proc") if p.isdigit() and of_group(int(p), process.pid, b"RANK=0")][0], signal.SIGKILL
-    )
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    ours = [pid for pid in pids if of_group(pid, process.pid, b"RANK=0")]
+    os.kill(ours[0], signal.SIGKILL)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0 and "goes on" in out and not (folder / "checkpoint.pt").exists(), err
     assert int(log_of(folder)[-1][0]) == int(log_of(unbroken)[-1][0]) // 3

@@ -26,7 +26,8 @@ def test_transformer_lens_shows_the_attention_of_our_model(trained, tmp_path):
     snippet = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
     snippet += "import torch; torch.save((ids, logits, weights, layer, head), 'theirs.pt')\n"
     env = {**os.environ, **NO_HUB, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, env=env, text=True, capture_output=True)
+    command = [sys.executable, "-c", snippet]
+    done = subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     ids, logits, weights, layer, head = torch.load(tmp_path / "theirs.pt")
     ours = trace(LLM.load(tmp_path / "parameters.pt2"), ids)
@@ -45,10 +46,11 @@ def test_two_lines_publish_the_page(tmp_path):
     lines = re.search(r"```\n(git init .*?)```", PAGE, re.DOTALL)[1]
     assert lines.count("\n") == 2
     lines = lines.replace("https://github.com/YOU/REPOSITORY.git", str(remote))
-    person = {f"GIT_{who}_{what}": "x@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    subprocess.run(["bash", "-ec", lines], cwd=clone, env={**os.environ, **person}, check=True, capture_output=True)
-    show = subprocess.run(["git", "-C", remote, "show", "gh-pages:index.html"], capture_output=True, text=True)
-    assert show.stdout == "the page"
+    names = [f"GIT_{who}_{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")]
+    env = {**os.environ, **dict.fromkeys(names, "x@example.org")}
+    subprocess.run(["bash", "-ec", lines], cwd=clone, env=env, check=True, capture_output=True)
+    show = ["git", "-C", remote, "show", "gh-pages:index.html"]
+    assert subprocess.run(show, capture_output=True, text=True).stdout == "the page"
 
 
 def test_its_flags_and_links_exist():

@@ -58,12 +58,16 @@ def test_the_last_row_is_what_evaluate_py_finds_and_several_runs_give_an_interva
     assert steps[0] == 0 and len(steps) == 3 and result["tokens"] == [step * 8 * 32 for step in steps]
 
     for run, folder in enumerate((home / "one", home / "two")):
-        found = {group: {name: each["runs"][run][-1] for name, each in names.items()} for group, names in figures.items()}
+        found = {}
+        for group, names in figures.items():
+            found[group] = {name: each["runs"][run][-1] for name, each in names.items()}
         expected = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        assert found["held-out text"] == {"bits per character": expected["text"]["bits"]["model"]["bits_per_char"]}
+        bits_per_char = expected["text"]["bits"]["model"]["bits_per_char"]
+        assert found["held-out text"] == {"bits per character": bits_per_char}
         written = expected["samples"]["0.5"]
         agree = written["agreement"]["adjective and noun"].get("accuracy")
-        assert found["generated text"] == {"words in the dictionary": written["known"], "adjectives that agree": agree}
+        known = written["known"]
+        assert found["generated text"] == {"words in the dictionary": known, "adjectives that agree": agree}
         assert found["facts"]["prompt, top1"] == expected["facts"]["overall"]["top1"]
         assert found["facts"]["paraphrase, exact"] == expected["facts"]["paraphrase"]["overall"]["exact"]
         of_capitals = expected["facts"]["paraphrase"]["by_relation"]["столица"]["top1"]
@@ -72,7 +76,8 @@ def test_the_last_row_is_what_evaluate_py_finds_and_several_runs_give_an_interva
         cases = {case: part["accuracy"] for case, part in expected["cases"]["by_case"].items()}
         assert found["case endings"] == {"all": expected["cases"]["overall"]["accuracy"]} | cases
         assert found["minimal pairs"]["число"] == expected["pairs"]["by_phenomenon"]["число"]["accuracy"]
-        assert all(0 < found["strongest head"][name] <= 1 for name in ("previous token", "same token", "induction"))
+        shares = [found["strongest head"][name] for name in ("previous token", "same token", "induction")]
+        assert all(0 < share <= 1 for share in shares)
 
     bits = figures["held-out text"]["bits per character"]
     assert bits["low"][-1] < bits["mean"][-1] == np.mean([run[-1] for run in bits["runs"]]) < bits["high"][-1]
@@ -85,7 +90,7 @@ def test_half_way_is_found_between_the_snapshots():
     steps = [0, 3, 15, 63]  # log2(step + 1) is 0, 2, 4, 6
     assert half_way_step(steps, np.array([10.0, 9.0, 2.0, 0.0])) == pytest.approx(2 ** (2 + 2 * 4 / 7) - 1)
     assert half_way_step(steps, np.array([0.0, 0.5, 0.9, 1.0])) == pytest.approx(3)
-    assert half_way_step(steps, np.array([np.nan, 0.0, 1.0, 1.0])) == pytest.approx(7)  # nothing to measure at first
+    assert half_way_step(steps, np.array([np.nan, 0.0, 1.0, 1.0])) == pytest.approx(7)  # unmeasured at first
     assert np.isnan(half_way_step(steps, np.array([1.0, 2.0, 3.0, 1.0])))
     assert np.isnan(half_way_step(steps, np.full(4, np.nan)))
 
@@ -98,7 +103,9 @@ def test_the_interval_of_the_mean_is_student_s():
 
 
 def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(home, tmp_path):
-    folders = {name: Path(shutil.copytree(home / "one", tmp_path / name)) for name in ("bare", "other", "small", "unfinished")}
+    folders = {}
+    for name in ("bare", "other", "small", "unfinished"):
+        folders[name] = Path(shutil.copytree(home / "one", tmp_path / name))
     shutil.rmtree(folders["bare"] / "snapshots")
     (folders["other"] / "snapshots" / "step-00000000.pt2").unlink()
     model = load_weights(home / "one" / "parameters.pt2")
@@ -113,7 +120,7 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(home, tmp_path):
         (["--out_dir", folders["unfinished"]], "has not finished"),
         (["--out_dir", home / "one", "--runs", folders["other"]], "the runs differ"),
         (["--out_dir", home / "one", "--runs", folders["small"]], "the runs differ"),
-        (["--out_dir", home / "one", "--runs", home / "two", home / "two" / ".." / "one"], "the same folder twice"),
+        (["--out_dir", home / "one", "--runs", home / "two", home / "two/../one"], "the same folder twice"),
         (["--out_dir", home / "one", "--facts", tmp_path / "none.jsonl"], "No such file"),
         (["--out_dir", home / "one", "--pairs", tmp_path / "none.csv"], "no such file"),
     ):

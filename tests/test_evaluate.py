@@ -22,11 +22,12 @@ from llm import LLM
 ROOT = Path(__file__).parent.parent
 CAPITALS = (("Франции", "Париж"), ("Италии", "Рим"), ("Египта", "Каир"))
 FACTS = [{"relation": "столица", "prompt": f"Столица {a}", "answer": b} for a, b in CAPITALS]
+PAIRS = "source_sentence,target_sentence\nКот спит.,Кот спят.\n"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """As an older train.py left it, whose weights name neither text nor tokenizer. The model has learned nothing."""
+    """An older train.py's, whose weights name neither text nor tokenizer. The model has learned nothing."""
     folder = tmp_path_factory.mktemp("evaluate")
     lines = BUNDLED_FILE.read_text(encoding="utf-8").splitlines()[:60]
     (folder / "text.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -36,12 +37,13 @@ def folder(tmp_path_factory) -> Path:
     torch.save(LLM(corpus.tokenizer.get_vocab_size(), 16, 2, 1, 32).state_dict(), folder / "parameters.pt2")
     write_log(folder, tokens=[512, 1024], train_loss=[6.0, 5.0], val_loss=[6.1, 5.1])
     (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, FACTS)))
-    (folder / "pairs.csv").write_text("source_sentence,target_sentence\nКот спит.,Кот спят.\n", encoding="utf-8")
+    (folder / "pairs.csv").write_text(PAIRS, encoding="utf-8")
     return folder
 
 
 def run(folder, *arguments):
-    done = call("evaluate.py", "--out_dir", folder, "--dataset", folder / "text.jsonl", "--vocab_size", 600, *arguments)
+    flags = ["--out_dir", folder, "--dataset", folder / "text.jsonl", "--vocab_size", 600]
+    done = call("evaluate.py", *flags, *arguments)
     assert done.code == 0, done.err
     return done.out
 
@@ -52,10 +54,12 @@ def results_in(folder) -> dict:
 
 def test_all_parts_and_then_one_alone(folder, monkeypatch):
     few = folder / "few_facts.jsonl"  # the bundled facts, fewer of them
-    few.write_text("\n".join(facts.BUNDLED_FACTS.read_text(encoding="utf-8").splitlines()[:100]), encoding="utf-8")
+    lines = facts.BUNDLED_FACTS.read_text(encoding="utf-8").splitlines()
+    few.write_text("\n".join(lines[:100]), encoding="utf-8")
     monkeypatch.setattr(evaluate, "BUNDLED_FACTS", few)
     out = run(folder)
-    for title in ("Perplexity of", "Loss by position", "Facts", "Samples", "Case endings", "--pairs RussianNLP/rublimp"):
+    titles = ["Perplexity of", "Loss by position", "Facts", "Samples", "Case endings"]
+    for title in [*titles, "--pairs RussianNLP/rublimp"]:
         assert title in out
     assert "prompt (recitation?) / paraphrase (knowledge?)" in out  # the bundled facts have both
     results = results_in(folder)
@@ -93,7 +97,8 @@ def test_facts_with_paraphrases_are_printed_side_by_side(folder, tmp_path):
 def test_a_relation_without_paraphrases_has_no_bar_for_them():
     prompts = {name: {"top1": 0.5, "chance": 0.1} for name in ("столица", "кто")}
     axes = Figure().subplots()
-    report.draw_facts(axes, {"by_relation": prompts, "paraphrase": {"by_relation": {"столица": {"top1": 0.0}}}})
+    paraphrases = {"by_relation": {"столица": {"top1": 0.0}}}
+    report.draw_facts(axes, {"by_relation": prompts, "paraphrase": paraphrases})
     widths = [bar.get_width() for bar in axes.patches]
     assert widths == pytest.approx([0.5, 0.5, 0, math.nan], nan_ok=True)
 
@@ -125,7 +130,8 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(folder, tmp_path, 
     (tmp_path / "facts.jsonl").write_text('{"relation": "столица"}\n', encoding="utf-8")
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "cp1251.txt").write_text("Столица этой страны остаётся на месте.\n" * 9, encoding="cp1251")
-    (tmp_path / "cp1251.csv").write_text("source_sentence,target_sentence\nКот спит,Кот спят\n", encoding="cp1251")
+    pairs = "source_sentence,target_sentence\nКот спит,Кот спят\n"
+    (tmp_path / "cp1251.csv").write_text(pairs, encoding="cp1251")
     text, wrong = folder / "text.jsonl", []
 
     def too_early(*_):
@@ -133,7 +139,7 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(folder, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "load_text_of", too_early)
-        for arguments, message in [
+        for flags, message in [
             (["--out_dir", tmp_path], "train.py"),
             (["--facts", tmp_path / "facts.jsonl"], "fact 1: no JSON object with relation"),
             (["--facts", tmp_path / "none.jsonl"], "No such file"),
@@ -147,10 +153,10 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(folder, tmp_path, 
             (["--column", "text"], "--column is the column of --text"),
             (["--text", text, "--column", ""], "no column ''"),
         ]:
-            done = call("evaluate.py", *(["--out_dir", folder] if "--out_dir" not in arguments else []), *arguments)
+            done = call("evaluate.py", *(["--out_dir", folder] if "--out_dir" not in flags else []), *flags)
             last = done.err.splitlines()[-1]
-            assert done.code == 2 and message in last and last.startswith("evaluate.py"), (arguments, done.err)
-            assert "Traceback" not in done.err and not wrong, arguments
+            assert done.code == 2 and message in last and last.startswith("evaluate.py"), (flags, done.err)
+            assert "Traceback" not in done.err and not wrong, flags
     done = call("evaluate.py", "--out_dir", folder, "--dataset", text, "--vocab_size", 500)
     assert done.code == 2 and "was not trained on this text" in done.err
 
@@ -163,7 +169,7 @@ def test_older_weights_do_not_name_their_text_but_their_tokenizer_must_be_that_o
 
 
 def test_the_text_settings_of_the_run_travel_with_the_weights(trained, folder):
-    """Without any flag of the text; another split is named, since its held-out articles may have been trained on."""
+    """Without a text flag; another split is named, since its held-out articles may have been trained on."""
     done = call("evaluate.py", "--out_dir", trained, "--facts", folder / "facts.jsonl")
     assert done.code == 0 and "text: " + str(trained / "text.jsonl") in done.out, done.err
     assert results_in(trained)["facts"]["overall"]["count"] == len(FACTS)
@@ -175,9 +181,10 @@ def test_another_tokenizer_of_the_same_size_is_named(trained, tmp_path):
     """--pairs alone does not load the training text."""
     (tmp_path / "parameters.pt2").write_bytes((trained / "parameters.pt2").read_bytes())
     train_tokenizer(ARTICLES[100:200], 600).save(str(tmp_path / "bpe_tokenizer.json"))
-    (tmp_path / "pairs.csv").write_text("source_sentence,target_sentence\nКот спит.,Кот спят.\n", encoding="utf-8")
+    (tmp_path / "pairs.csv").write_text(PAIRS, encoding="utf-8")
     done = call("evaluate.py", "--out_dir", tmp_path, "--pairs", tmp_path / "pairs.csv")
-    assert done.code == 2 and "do not belong together" in done.err and not (tmp_path / "evaluation.json").exists()
+    assert done.code == 2 and "do not belong together" in done.err
+    assert not (tmp_path / "evaluation.json").exists()
 
 
 def test_results_of_other_weights_or_of_a_damaged_file_are_not_kept(folder):

@@ -1,4 +1,4 @@
-"""exercise.py as a learner meets it: stubs, slips, a solution in other words than llm.py, and a training run with it."""
+"""exercise.py as a learner meets it: stubs, slips, a solution in other words than llm.py, a training run."""
 
 import ast
 import csv
@@ -27,16 +27,17 @@ FILE = "my_transformer.py"
 
 # The step, what a learner writes otherwise, and what the check says about it
 SLIPS = [
-    ("merge", "counts.update(zip(piece, piece[1:]))", "counts.update(zip(sum(pieces, []), sum(pieces, [])[1:]))",
-     "across the end"),
+    ("merge", "counts.update(zip(piece, piece[1:]))",
+     "counts.update(zip(sum(pieces, []), sum(pieces, [])[1:]))", "across the end"),
     ("merge", "max(counts, key=counts.get)", "max(reversed(counts), key=counts.get)", "the last is taken"),
-    ("merge", "if tokens and (", "if not any(''.join(pair) in t for t in tokens) and tokens and (", "only the first place"),
+    ("merge", "if tokens and (", "if not any(''.join(pair) in t for t in tokens) and tokens and (",
+     "only the first place"),
     ("windows", "(len(self.tokens) - 1)", "len(self.tokens)", "the last target needs one token more"),
     ("windows", "window[:-1], window[1:]", "window[:-1], window[:-1]", "the targets are the inputs"),
     ("windows", "begin = index * self.max_seq_len", "begin = index", "the windows overlap"),
     ("windows", ".astype(np.int64)", ".astype(np.int32)", "torch.int32"),
     ("softmax", "powers.sum(dim=-1,", "powers.sum(dim=-2,", "over the wrong axis"),
-    ("softmax", "powers / powers.sum(dim=-1, keepdim=True)", "powers / powers.sum()", "the sum of everything"),
+    ("softmax", "powers.sum(dim=-1, keepdim=True)", "powers.sum()", "the sum of everything"),
     ("softmax", "x - x.max(dim=-1, keepdim=True).values", "x", "subtract the largest x"),
     ("cross_entropy", "-of_targets.mean()", "-of_targets.sum()", "the sum, not the mean"),
     ("cross_entropy", "-of_targets.mean()", "of_targets.mean()", "the sign"),
@@ -46,16 +47,19 @@ SLIPS = [
     ("norm", "mean_square = (", "x = x - x.mean(dim=-1, keepdim=True)\nmean_square = (", "LayerNorm"),
     ("norm", "torch.sqrt(mean_square + NORM_EPS)", "(mean_square + NORM_EPS)", "the root is missing"),
     ("norm", "mean_square + NORM_EPS", "mean_square", "eps is missing"),
-    ("norm", "torch.sqrt(mean_square + NORM_EPS)", "(torch.sqrt(mean_square) + NORM_EPS)", "eps belongs inside"),
-    ("rotary", "torch.cos(angle), torch.sin(angle)", "torch.cos(angle).repeat(1, 2), torch.sin(angle).repeat(1, 2)",
-     "a column for each pair"),
+    ("norm", "torch.sqrt(mean_square + NORM_EPS)", "(torch.sqrt(mean_square) + NORM_EPS)",
+     "eps belongs inside"),
+    ("rotary", "torch.cos(angle), torch.sin(angle)",
+     "torch.cos(angle).repeat(1, 2), torch.sin(angle).repeat(1, 2)", "a column for each pair"),
     ("rotary", "torch.arange(length)", "torch.arange(1, length + 1)", "begin at 0"),
     ("rotary", "* 2 * pair", "* pair", "-2i / head_size"),
-    ("rotary", "a * cos - b * sin, b * cos + a * sin", "a * cos + b * sin, b * cos - a * sin", "turns backwards"),
+    ("rotary", "a * cos - b * sin, b * cos + a * sin", "a * cos + b * sin, b * cos - a * sin",
+     "turns backwards"),
     ("rotary", "a * cos - b * sin", "a * cos + b * sin", "the minus is missing"),
-    ("rotary", "a, b = x[..., :half], x[..., half:]\nreturn torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)",
-     "a, b = x[..., ::2], x[..., 1::2]\nreturn torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)",
-     "half a head apart"),
+    ("rotary", "a, b = x[..., :half], x[..., half:]\n"
+     "return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)",
+     "a, b = x[..., ::2], x[..., 1::2]\n"
+     "return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)", "half a head apart"),
     ("attention", "key_place > query_place", "key_place > query_place + 1", "a position sees the next"),
     ("attention", "key_place > query_place", "key_place >= query_place", "a position must see itself"),
     ("attention", " / math.sqrt(q.shape[-1])", "", "the scale 1 / sqrt(d) is missing"),
@@ -65,38 +69,41 @@ SLIPS = [
     ("attention", ", -math.inf)", ", 0)", "use minus infinity"),
     ("heads", "self.q_norm(q), self.k_norm(k)", "q, k", "not normalised"),
     ("heads", "rotate(q, cos, sin), rotate(k, cos, sin), v", "q, k, v", "not turned"),
-    ("heads", "rotate(k, cos, sin), v", "rotate(k, cos, sin), rotate(v, cos, sin)", "the values must not be turned"),
+    ("heads", "cos, sin), v", "cos, sin), rotate(v, cos, sin)", "the values must not be turned"),
     ("heads", "mixed.permute(0, 2, 1, 3).reshape", "mixed.reshape", "before the heads are laid side by side"),
     ("heads", "self.o_proj(mixed", "(mixed", "o_proj is missing"),
     ("mlp", "gate * torch.sigmoid(gate)", "gate", "silu is missing"),
     ("mlp", "gate, up = self", "up, gate = self", "exchanged"),
     ("mlp", "gate * torch.sigmoid(gate)", "torch.sigmoid(gate)", "that is the sigmoid"),
     ("mlp", "torch.sigmoid(gate) * up", "torch.sigmoid(gate)", "up is missing"),
-    ("block", "found = self.attention(self.attention_norm(x), cos, sin)\nmiddle = x + self.dropout(found)\nreturn middle +",
-     "middle = self.dropout(self.attention(self.attention_norm(x), cos, sin))\nreturn", "the residual stream is missing"),
-    ("block", "found = self",
-     "x = self.attention_norm(x + self.attention(x, cos, sin))\nreturn self.mlp_norm(x + self.mlp(x))\nfound = self",
-     "not after"),
+    ("block", "found = self.attention(self.attention_norm(x), cos, sin)\n"
+     "middle = x + self.dropout(found)\nreturn middle +",
+     "middle = self.dropout(self.attention(self.attention_norm(x), cos, sin))\nreturn",
+     "the residual stream is missing"),
+    ("block", "found = self", "x = self.attention_norm(x + self.attention(x, cos, sin))\n"
+     "return self.mlp_norm(x + self.mlp(x))\nfound = self", "not after"),
     ("block", "found = self", "x = x + self.attention(x, cos, sin)\nreturn x + self.mlp(x)\nfound = self",
      "the norms are missing"),
     ("block", "self.dropout(", "(", "dropout is missing"),
     ("model", "for layer in self.blocks:", "for layer in self.blocks[:1]:", "only one block is used"),
-    ("model", "    stream = layer(stream, cos, sin)\nreturn stream", "    out = layer(stream, cos, sin)\nreturn out",
-     "each block reads"),
-    ("model", "F.dropout(self.embedding(input_ids), self.dropout, self.training)", "self.embedding(input_ids)",
-     "dropout of the embedding is missing"),
+    ("model", "    stream = layer(stream, cos, sin)\nreturn stream",
+     "    out = layer(stream, cos, sin)\nreturn out", "each block reads"),
+    ("model", "F.dropout(self.embedding(input_ids), self.dropout, self.training)",
+     "self.embedding(input_ids)", "dropout of the embedding is missing"),
     ("model", "self.dropout, self.training)", "self.dropout)", "dropout is for training alone"),
     ("model", "self.norm(x) @", "x @", "the last norm is missing"),
-    ("model", "self.logits(self.residual(input_ids))", "self.logits(self.residual(input_ids)[:, -1])", "not only the last"),
+    ("model", "self.residual(input_ids))", "self.residual(input_ids)[:, -1])", "not only the last"),
     ("sample", "scores / temperature", "scores * temperature", "divide by the temperature"),
     ("sample", "scores / temperature", "scores", "the temperature is not used"),
-    ("sample", "scores[:, :top_k], tokens[:, :top_k]", "scores[:, : top_k + 1], tokens[:, : top_k + 1]", "one too many"),
+    ("sample", "scores[:, :top_k], tokens[:, :top_k]", "scores[:, : top_k + 1], tokens[:, : top_k + 1]",
+     "one too many"),
     ("sample", "before < top_p", "before + shares <= top_p", "the token that crosses top_p stays"),
-    ("sample", "torch.take_along_dim(tokens, place, dim=-1)[:, 0]", "place[:, 0]", "the place in sorted order"),
+    ("sample", "torch.take_along_dim(tokens, place, dim=-1)", "place", "the place in sorted order"),
     ("sample", "generator=generator", "generator=None", "the same generator"),
-    ("sample", "torch.multinomial(shares, 1, generator=generator)", "shares.argmax(-1, keepdim=True)", "not drawn"),
-    ("adam", "m_hat = m / (1 - betas[0] ** step)\n    v_hat = v / (1 - betas[1] ** step)", "m_hat, v_hat = m, v",
-     "bias of m and v"),
+    ("sample", "torch.multinomial(shares, 1, generator=generator)", "shares.argmax(-1, keepdim=True)",
+     "not drawn"),
+    ("adam", "m_hat = m / (1 - betas[0] ** step)\n    v_hat = v / (1 - betas[1] ** step)",
+     "m_hat, v_hat = m, v", "bias of m and v"),
     ("adam", "v_hat.sqrt()", "v_hat", "the root of v is missing"),
     ("adam", "p.sub_(", "p.add_(", "uphill"),
     ("adam", "p.grad = None", "pass", "the next backward() adds to it"),
@@ -147,7 +154,7 @@ def test_the_way_from_start_to_the_last_step(here):
     (here / FILE).write_text(fill(), encoding="utf-8")
     began = time.process_time()
     code, out, err = call("exercise.py", "check")
-    assert code == 0 and out.count("[x]") == 13 and "train.py --model my_transformer.py" in out and not err, out
+    assert code == 0 and out.count("[x]") == 13 and f"train.py --model {FILE}" in out and not err, out
     assert time.process_time() - began < 10
     assert call("exercise.py", "check", 7).out.splitlines() == [out.splitlines()[6], out.splitlines()[-1]]
 
@@ -161,14 +168,15 @@ def test_a_file_of_a_windows_editor_is_read(here):
 
 
 def methods_of(source: str) -> dict[str, str]:
-    """The code of each method of the first class of a source, without comments, as ast.unparse() writes it."""
+    """The code of each method of a source's first class, without comments, as ast.unparse() writes it."""
     body = ast.parse(source).body[0].body
     return {each.name: ast.unparse(each) for each in body if isinstance(each, ast.FunctionDef)}
 
 
 def test_what_the_stubs_give_is_our_code():
-    """All that holds weights and knows their names: a stub that lags behind llm.py would make other weights."""
-    steps = {"windows": TextDataset, "norm": llm.RMSNorm, "heads": llm.Attention, "mlp": llm.MLP, "block": llm.Block, "model": llm.LLM}
+    """What holds weights and knows their names: a stub that lags behind llm.py would make other weights."""
+    steps = {"windows": TextDataset, "norm": llm.RMSNorm, "heads": llm.Attention, "mlp": llm.MLP}
+    steps |= {"block": llm.Block, "model": llm.LLM}
     given = {"__init__", "rotary", "architecture", "get_extra_state", "set_extra_state"}
     for name, ours in steps.items():
         our, their = methods_of(inspect.getsource(ours)), methods_of(STUBS[name])
@@ -176,19 +184,21 @@ def test_what_the_stubs_give_is_our_code():
             assert their[method] == our[method], (name, method)
 
 
-OURS = [TextDataset, llm.RMSNorm, llm.rotary_tables, llm.rotate, llm.attention, llm.Attention, llm.MLP, llm.Block, llm.LLM, llm.sample]
+OURS = [TextDataset, llm.RMSNorm, llm.rotary_tables, llm.rotate, llm.attention]
+OURS += [llm.Attention, llm.MLP, llm.Block, llm.LLM, llm.sample]
 
 
 def test_the_stubs_are_ours_without_the_cache():
     mine = loaded(BEGINNING + "\n" + "\n\n".join(STUBS.values()))
     assert (mine.ROTARY_BASE, mine.NORM_EPS) == (llm.ROTARY_BASE, llm.NORM_EPS)
-    assert {name for name in vars(checks) if name.startswith("check_")} == {f"check_{name}" for name in TITLES}
+    assert {name for name in vars(checks) if name.startswith("check_")} == {f"check_{key}" for key in TITLES}
     for ours in OURS:
         stub = getattr(mine, ours.__name__)
         assert ours.__doc__.rstrip() in stub.__doc__ and ">>> " in stub.__doc__
         pairs = [(ours, stub)]
         if isinstance(ours, type):
-            pairs = [(getattr(ours, name), method) for name, method in vars(stub).items() if inspect.isfunction(method)]
+            methods = {name: each for name, each in vars(stub).items() if inspect.isfunction(each)}
+            pairs = [(getattr(ours, name), method) for name, method in methods.items()]
             assert len(pairs) > 1
         for our, their in pairs:
             without = {"generate": {"step"}, "rotary": set()}.get(our.__name__, {"cache", "cached", "start"})
@@ -221,7 +231,8 @@ def test_merges_are_those_of_the_tokenizer():
     texts = ARTICLES[:30]
     tokenizer = train_tokenizer(texts, 257 + 10)
     sentences = [sentence for text in texts for sentence in split_sentences(text)]
-    pieces = [list(piece) for each in sentences for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(each)]
+    split = tokenizer.pre_tokenizer.pre_tokenize_str
+    pieces = [list(piece) for sentence in sentences for piece, _ in split(sentence)]
     merge = loaded(fill()).merge
     for expected in json.loads(tokenizer.to_str())["model"]["merges"]:
         pair, pieces = merge(pieces)
@@ -231,7 +242,8 @@ def test_merges_are_those_of_the_tokenizer():
 def test_the_examples_are_right():
     mine = loaded(fill())
     for name in re.findall(r"^(?:def|class) (\w+)", "\n".join(STUBS.values()), re.MULTILINE):
-        [test] = doctest.DocTestFinder(recurse=False).find(getattr(mine, name), name, module=False, globs=vars(mine))
+        finder = doctest.DocTestFinder(recurse=False)
+        [test] = finder.find(getattr(mine, name), name, module=False, globs=vars(mine))
         assert doctest.DocTestRunner(verbose=False).run(test).failed == 0 and test.examples, name
 
 
@@ -248,10 +260,12 @@ def test_each_step_has_three_slips():
 
 def test_what_differs_is_told_with_its_place():
     mine = loaded(fill(SOLUTION.replace("return powers /", "powers[1, 2, 3] *= 2\nreturn powers /")))
-    assert re.fullmatch(r"softmax\(x\)\[1, 2, [0-3]\] is 0\.\d+, expected 0\.\d+", problem_of("softmax", mine))
+    problem = problem_of("softmax", mine)
+    assert re.fullmatch(r"softmax\(x\)\[1, 2, [0-3]\] is 0\.\d+, expected 0\.\d+", problem)
     mine = loaded(fill(SOLUTION.replace("return powers /", "powers /")))
-    assert problem_of("softmax", mine) == "softmax(x) is None, expected a tensor (2, 3, 4)\nlikely: a return is missing"
-    mine = loaded(fill(SOLUTION.replace("return of", "return 5, of").replace("return -of_targets.mean()", "return log_shares")))
+    none = "softmax(x) is None, expected a tensor (2, 3, 4)\nlikely: a return is missing"
+    assert problem_of("softmax", mine) == none
+    mine = loaded(fill(SOLUTION.replace("return -of_targets.mean()", "return log_shares")))
     assert problem_of("cross_entropy", mine) == "the loss is a tensor (2, 3, 5), expected a tensor ()"
 
 
@@ -297,7 +311,8 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(here, monkeypatch)
         code, _, err = call("exercise.py", *arguments)
         assert code == 2 and message in err and err.count("\n") == 1, err
     (here / FILE).write_text("# empty", encoding="utf-8")
-    assert "AttributeError: module 'my_transformer' has no attribute 'merge'" in call("exercise.py", "check", "1").out
+    out = call("exercise.py", "check", "1").out
+    assert "AttributeError: module 'my_transformer' has no attribute 'merge'" in out
 
 
 def losses(folder) -> list[float]:

@@ -1,4 +1,4 @@
-"""The exported folder in transformers, whose Qwen3 was written by others: the same numbers, ids and texts as ours."""
+"""The exported folder in transformers, whose Qwen3 others wrote: the same numbers, ids and texts as ours."""
 
 import json
 import os
@@ -21,14 +21,19 @@ from llm import LLM, Cache
 from publishing.qwen3 import qwen3_tensors
 from support.cli import UserError
 
-NAMES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
-LOG = "step,tokens,seconds,train_loss,val_loss,bits_per_char,learning_rate,tokens_per_second\n7,57344,90,3.25,4.56789,2.3456,0.1,8000\n"
+NAMES = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
+NAMES |= {"tokenizer.json", "tokenizer_config.json"}
+LOG = (
+    "step,tokens,seconds,train_loss,val_loss,bits_per_char,learning_rate,tokens_per_second\n"
+    "7,57344,90,3.25,4.56789,2.3456,0.1,8000\n"
+)
 
 
 def run(*arguments, cwd=ROOT, **env) -> tuple[int, str, str]:
     """A Python command without network: exit code, stdout, stderr."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", **env}
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=env, text=True, capture_output=True, timeout=240)
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=240)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -109,18 +114,20 @@ def test_random_models_compute_the_same(seed, tokenizer, tmp_path):
     cache, their_cache = Cache(model, 1), DynamicCache(config=other.config)
     with torch.no_grad():
         for piece in ids.split([1, 20, 1, 18], dim=1):
-            ours, expected = model(piece, cache), other(piece, past_key_values=their_cache, use_cache=True).logits
+            ours = model.logits(model.residual(piece, cache))
+            expected = other(piece, past_key_values=their_cache, use_cache=True).logits
             assert (ours - expected).abs().max() < 1e-4
 
     ids = torch.randint(model.vocab_size, (3, 21))  # the loss and its gradients
-    loss, their_loss = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten()), other(ids, labels=ids).loss
+    loss = F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    their_loss = other(ids, labels=ids).loss
     assert abs(loss - their_loss).item() < 1e-4
     loss.backward()
     their_loss.backward()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad)
-    expected = {name: parameter.grad for name, parameter in other.named_parameters()}  # the tied matrix is in it once
+    expected = {name: parameter.grad for name, parameter in other.named_parameters()}  # the tied matrix once
     ours = qwen3_tensors(model)
     assert ours.keys() == expected.keys()
     for name, gradient in ours.items():
@@ -137,7 +144,8 @@ def test_200_greedy_tokens_of_random_models_are_the_same(seed, tokenizer, tmp_pa
     stream = model.generate(prompt, temperature=0)
     ours = torch.stack([next(stream) for _ in range(200)], dim=1)
     other.generation_config.eos_token_id = None  # ours goes on past it too
-    expected = other.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=200, max_length=None)
+    greedy = {"do_sample": False, "max_new_tokens": 200, "max_length": None}
+    expected = other.generate(prompt, attention_mask=torch.ones_like(prompt), **greedy)
     assert expected[:, 11:].tolist() == ours.tolist() and len(ours.unique()) > 10
 
 
@@ -151,17 +159,21 @@ def test_a_trained_model_writes_the_same_text(trained, articles):
     other.generation_config.eos_token_id = None
     inputs = their_tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
     written = other.generate(**inputs, do_sample=False, max_new_tokens=200, max_length=None)[0]
-    assert their_tokenizer.decode(written, skip_special_tokens=True) == text and written.shape == (len(ids) + 200,)
+    assert their_tokenizer.decode(written, skip_special_tokens=True) == text
+    assert written.shape == (len(ids) + 200,)
     assert text.startswith(articles[0][:20])  # it is a text
 
 
 def test_a_pipeline_stops_where_generate_does_after_a_sentence(trained, articles, tmp_path):
     """No code of ours on its path, no network, and the folder elsewhere than where it was made."""
     (trained / "huggingface").rename(tmp_path / "elsewhere")
-    prompts = [" ".join(articles[i].split()[:n]) for i in range(3) for n in (1, 3)] + ["", "🙂 Latin <EOS> 1999"]
+    prompts = [" ".join(articles[i].split()[:n]) for i in range(3) for n in (1, 3)]
+    prompts += ["", "🙂 Latin <EOS> 1999"]
     code = (
-        "import json, sys; from transformers import pipeline; write = pipeline('text-generation', 'elsewhere')\n"
-        "print(json.dumps([write(prompt, do_sample=False)[0]['generated_text'] for prompt in json.loads(sys.argv[1])]))"
+        "import json, sys; from transformers import pipeline; "
+        "write = pipeline('text-generation', 'elsewhere')\n"
+        "print(json.dumps([write(prompt, do_sample=False)[0]['generated_text'] "
+        "for prompt in json.loads(sys.argv[1])]))"
     )
     status, out, err = run("-c", code, json.dumps(prompts), cwd=tmp_path)
     (tmp_path / "elsewhere").rename(trained / "huggingface")
@@ -170,29 +182,32 @@ def test_a_pipeline_stops_where_generate_does_after_a_sentence(trained, articles
     for prompt, text in zip(prompts, json.loads(out.splitlines()[-1])):
         flags = ["--temperature", 0, "--sentences", 1, "--max_new_tokens", 200]
         ours = call("generate.py", prompt, "--out_dir", trained, *flags).out
-        if len(encode(load_tokenizer(trained / "bpe_tokenizer.json"), text)) < 200:  # else it ends at the window
+        if len(encode(load_tokenizer(trained / "bpe_tokenizer.json"), text)) < 200:  # else the window ends it
             assert ours.rstrip() == text.rstrip()  # white space at the end: ours marks the end of an article
             ended += 1
     assert ended > len(prompts) / 2
 
 
 def random_string(draw: random.Random, words: list[str]) -> str:
-    """Russian and Latin words, emoji, controls, spaces, marks, and characters of any script, up to 12 of them in a row."""
+    """Up to 12 in a row: Russian and Latin words, emoji, controls, spaces, marks, chars of any script."""
     emoji = ["🙂", "👨‍👩‍👧‍👦", "🇷🇺", "❤️", "👍🏽", "\u200d", "\ufeff", "\u202e"]
-    marks = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", ".", "…", " — ", "«", "»", "<EOS>", "<EOS", "ё", "и\u0306", "1999", "½", "''"]
+    marks = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", ".", "…", " — ", "«", "»"]
+    marks += ["<EOS>", "<EOS", "ё", "и\u0306", "1999", "½", "''"]
     parts = []
     for _ in range(draw.randint(0, 12)):
-        anything = chr(draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000)]))  # a surrogate is no text
+        # Surrogates are no text
+        anything = chr(draw.choice([draw.randrange(0xD800), draw.randrange(0xE000, 0x110000)]))
         control = chr(draw.choice([*range(32), *range(127, 160)]))
         latin = "".join(draw.choices("abcXYZéñßøł", k=draw.randint(1, 8)))
-        parts.append(draw.choice([draw.choice(words), draw.choice(words), latin, draw.choice(emoji), control, draw.choice(marks), anything]))
+        kinds = [draw.choice(words), draw.choice(words), latin, draw.choice(emoji), control]
+        parts.append(draw.choice([*kinds, draw.choice(marks), anything]))
     return draw.choice(["", " "]).join(parts)
 
 
 def test_the_tokenizer_gives_the_same_ids(trained, articles):
     """Of a string what Tokenizer.encode() gives, behind the <EOS> that begins a prompt.
 
-    Theirs does not split sentences: dataset.encode()'s ids are those of each sentence, with an <EOS> after it.
+    Theirs does not split sentences: dataset.encode()'s ids are each sentence's, with an <EOS> after it.
     """
     tokenizer, other = load_tokenizer(trained / "bpe_tokenizer.json"), theirs(trained / "huggingface")[1]
     eos = tokenizer.token_to_id("<EOS>")
@@ -210,7 +225,7 @@ def test_the_tokenizer_gives_the_same_ids(trained, articles):
             assert ids == prompt_ids
             alone += 1
     assert alone > 200
-    assert other("Да. <EOS>Нет", split_special_tokens=False).input_ids.count(eos) == 2  # as the model card says
+    assert other("Да. <EOS>Нет", split_special_tokens=False).input_ids.count(eos) == 2  # as the card says
 
 
 def test_the_end_token_and_the_shape_are_the_same(trained):
@@ -220,8 +235,9 @@ def test_the_end_token_and_the_shape_are_the_same(trained):
     assert their_tokenizer.eos_token == "<EOS>" and their_tokenizer.eos_token_id == eos
     assert other.config.eos_token_id == other.generation_config.eos_token_id == eos
     assert their_tokenizer.get_vocab() == tokenizer.get_vocab() and their_tokenizer.model_max_length == 256
-    assert other.config.num_attention_heads == 4 and other.config.max_position_embeddings == other.generation_config.max_length == 256
-    assert other.lm_head.weight is other.model.embed_tokens.weight and model.d_model == other.config.hidden_size
+    assert other.config.num_attention_heads == 4 and other.config.hidden_size == model.d_model
+    assert other.config.max_position_embeddings == other.generation_config.max_length == 256
+    assert other.lm_head.weight is other.model.embed_tokens.weight
 
 
 def test_the_folder_is_whole_and_its_card_has_the_figures(trained):
@@ -235,7 +251,8 @@ def test_the_folder_is_whole_and_its_card_has_the_figures(trained):
 def test_what_goes_wrong_is_one_line_and_the_old_export_stays(trained, tmp_path):
     def fails(out: Path, message: str, *command) -> None:
         code, _, err = run(*command) if command else call("export.py", "--out_dir", out)
-        assert code == 2 and message in err and len(err.splitlines()) == 1 and err.startswith("export.py: "), err
+        assert code == 2 and message in err, err
+        assert len(err.splitlines()) == 1 and err.startswith("export.py: "), err
 
     fails(tmp_path, "train a model first")
     fails(tmp_path / "nowhere", "train a model first")
@@ -244,8 +261,11 @@ def test_what_goes_wrong_is_one_line_and_the_old_export_stays(trained, tmp_path)
     (tmp_path / "bpe_tokenizer.json").write_bytes((trained / "bpe_tokenizer.json").read_bytes())
 
     before, there = bytes_of(trained / "huggingface"), sorted(trained.iterdir())
-    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.argv = sys.argv[1:]\n"
-    limited += "sys.path.insert(0, '.'); runpy.run_path('export.py', run_name='__main__')"  # the weights are larger than that
+    limited = (  # the weights are larger than the limit
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, '.'); runpy.run_path('export.py', run_name='__main__')"
+    )
     fails(trained, "File too large", "-c", limited, "export.py", "--out_dir", trained)
     assert bytes_of(trained / "huggingface") == before and sorted(trained.iterdir()) == there
 
@@ -274,7 +294,9 @@ def test_a_failure_between_the_two_renames_brings_the_old_export_back(failing, t
     monkeypatch.setattr(os, "rename", broken)
     with pytest.raises(OSError):
         export.replace_folder(tmp_path / "folder", {"a": b"new"})
-    assert bytes_of(tmp_path / "folder") == {"a": b"old"} and [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert bytes_of(tmp_path / "folder") == {"a": b"old"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     monkeypatch.undo()
     export.replace_folder(tmp_path / "folder", {"a": b"new"})
-    assert bytes_of(tmp_path / "folder") == {"a": b"new"} and [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert bytes_of(tmp_path / "folder") == {"a": b"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

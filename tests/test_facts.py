@@ -8,8 +8,8 @@ import torch
 from table_models import random_model, table_model, word_tokenizer
 
 from corpus.tokenizer import encode_prompt
-from evaluation.facts import BUNDLED_FACTS, Fact, answer_logprobs, count_sentences, evaluate_facts, first_answer
-from evaluation.facts import load_facts, subjects
+from evaluation.facts import BUNDLED_FACTS, Fact, answer_logprobs, count_sentences, evaluate_facts
+from evaluation.facts import first_answer, load_facts, subjects
 from evaluation.scoring import Scorer
 from evaluation.words import words_of
 from support.cli import UserError
@@ -28,7 +28,8 @@ def tokenizer():
 @pytest.mark.parametrize("max_seq_len", [16, 2, 1])  # this model sees one token in any window
 def test_facts(tokenizer, max_seq_len):
     def measured(*following):
-        result = evaluate_facts(Scorer(table_model(tokenizer, *following, max_seq_len=max_seq_len), tokenizer), FACTS)
+        model = table_model(tokenizer, *following, max_seq_len=max_seq_len)
+        result = evaluate_facts(Scorer(model, tokenizer), FACTS)
         assert result["overall"] == result["by_relation"]["столица"]
         assert result["overall"]["chance"] == pytest.approx(1 / 3)
         assert result["paraphrase"] == {"overall": {"count": 0}, "by_relation": {}}
@@ -46,7 +47,7 @@ def test_an_answer_that_is_only_the_beginning_of_a_word_is_no_match(tokenizer):
     model = table_model(tokenizer, (" Франции", " Париж", 9.0), (" Париж", "s", 20.0))
     result = evaluate_facts(Scorer(model, tokenizer), FACTS)
     row = result["facts"][0]
-    assert (row["exact"], row["rank"], row["written"][:6]) == (False, 3, "Парижs")  # the others end their word
+    assert (row["exact"], row["rank"], row["written"][:6]) == (False, 3, "Парижs")  # others end their word
     model = table_model(tokenizer, (" Франции", " Париж", 9.0), (" Париж", ".", 20.0))
     row = evaluate_facts(Scorer(model, tokenizer), FACTS)["facts"][0]
     assert (row["exact"], row["rank"], row["written"][:6]) == (True, 1, "Париж.")
@@ -57,9 +58,11 @@ def test_prompt_and_paraphrase_side_by_side(tokenizer):
     paraphrases = ("Коты Франции спят", "Коты Италии спят", "")
     facts = [fact._replace(paraphrase=text) for fact, text in zip(FACTS, paraphrases)]
     more = Fact("кто", "Он", "жил")
-    result = evaluate_facts(Scorer(table_model(tokenizer, *KNOWN, (" спят", " Рим", 5.0)), tokenizer), [*facts, more])
+    model = table_model(tokenizer, *KNOWN, (" спят", " Рим", 5.0))
+    result = evaluate_facts(Scorer(model, tokenizer), [*facts, more])
     assert [result["by_relation"]["столица"][key] for key in FIGURES] == [3, 1, 1, 1, 1, 1]
-    assert set(result["by_relation"]) == {"столица", "кто"} and set(result["paraphrase"]["by_relation"]) == {"столица"}
+    assert set(result["by_relation"]) == {"столица", "кто"}
+    assert set(result["paraphrase"]["by_relation"]) == {"столица"}
     overall = result["paraphrase"]["overall"]
     assert overall == result["paraphrase"]["by_relation"]["столица"]
     assert (overall["count"], overall["top1"], overall["exact"]) == (2, 0.5, 0.5)  # it says Рим to both
@@ -70,14 +73,15 @@ def test_prompt_and_paraphrase_side_by_side(tokenizer):
 
 
 def test_a_single_prompt_of_a_relation_has_no_corrected_rank(tokenizer):
-    """The mean over the prompts would be its own score. So it does not lower the mean over other relations."""
+    """The mean over it would be its own score, so it does not lower the mean over other relations."""
     scorer = Scorer(table_model(tokenizer, *KNOWN), tokenizer)
     facts = [FACTS[0]._replace(paraphrase="Он жил без Франции"), *FACTS[1:]]
     paraphrase = evaluate_facts(scorer, facts)["paraphrase"]["overall"]
     assert (paraphrase["count"], paraphrase["top1"]) == (1, 1)
     assert "top1_corrected" not in paraphrase and "mrr_corrected" not in paraphrase
     result = evaluate_facts(scorer, [*FACTS, Fact("кто", "Кот", "Париж"), Fact("кто", "Кот", "Рим")])
-    assert [result["overall"][key] for key in ("count", "top1", "top1_corrected", "mrr_corrected")] == [5, 0.6, 1, 1]
+    overall = [result["overall"][key] for key in ("count", "top1", "top1_corrected", "mrr_corrected")]
+    assert overall == [5, 0.6, 1, 1]
     assert ["rank_corrected" in row for row in result["facts"]] == [True] * 3 + [False] * 2
 
 
@@ -131,7 +135,7 @@ def test_rounding_does_not_make_a_probability_negative(money_tokenizer):
 
 
 def test_every_answer_has_the_whole_window_before_it(tokenizer):
-    """In a model that looks back: the prompt is longer than the window, and the last tokens of it are what counts."""
+    """In a model that looks back: the prompt is longer than the window, so only its last tokens count."""
     model = random_model(4, tokenizer.get_vocab_size())
     scorer = Scorer(model, tokenizer)
     prompt, answers = "Он жил без кота и котов. Столица Египта", ["Рим", "Каир и Париж"]
@@ -143,7 +147,8 @@ def test_every_answer_has_the_whole_window_before_it(tokenizer):
         for token in tokenizer.encode(" " + answer).ids:
             expected += model(torch.tensor([ids[-4:]]))[0, -1].log_softmax(-1)[token].item()
             ids.append(token)
-        expected += model(torch.tensor([ids[-4:]]))[0, -1].log_softmax(-1)[scorer.word_end_ids].logsumexp(0).item()
+        log_p = model(torch.tensor([ids[-4:]]))[0, -1].log_softmax(-1)
+        expected += log_p[scorer.word_end_ids].logsumexp(0).item()
         assert found[answer] == pytest.approx(expected, abs=1e-9)
 
 
@@ -187,7 +192,8 @@ def test_how_many_sentences_hold_subject_and_answer(tokenizer):
 def test_the_subject_is_the_fact_s_own_if_it_has_one():
     facts = [*FACTS, Fact("столица", "Столица этой страны", "Осло", subject="Северная Норвегия")]
     assert subjects(facts) == ["франции", "италии", "египта", "Северная Норвегия"]
-    assert count_sentences(facts, words_of(["Осло в Норвегии.", "Осло в северной Норвегии.", "Осло."])) == [0, 0, 0, 1]
+    sentences = ["Осло в Норвегии.", "Осло в северной Норвегии.", "Осло."]
+    assert count_sentences(facts, words_of(sentences)) == [0, 0, 0, 1]
 
 
 # Files
@@ -199,7 +205,8 @@ def write_lines(path, *records, encoding="utf-8", end="\n"):
 
 
 def test_facts_are_read(tmp_path):
-    path, record = tmp_path / "facts.jsonl", {"relation": "столица", "prompt": "Столица Франции", "answer": "Париж"}
+    path = tmp_path / "facts.jsonl"
+    record = {"relation": "столица", "prompt": "Столица Франции", "answer": "Париж"}
     asked_twice = record | {"paraphrase": "Главный город Франции", "subject": "Франция"}
     fact, fact_asked_twice = Fact(*record.values()), Fact(*asked_twice.values())
     assert load_facts(write_lines(path, record, asked_twice)) == [fact, fact_asked_twice]
@@ -208,15 +215,18 @@ def test_facts_are_read(tmp_path):
     for encoding, end in (("utf-8-sig", "\n"), ("utf-8", "\r\n"), ("utf-8", "\n\n  \n")):
         assert load_facts(write_lines(path, record, record, encoding=encoding, end=end)) == [fact, fact]
     with_separator = record | {"prompt": "Столица\u2028Франции"}
-    assert load_facts(write_lines(path, with_separator, record)) == [fact._replace(prompt="Столица\u2028Франции"), fact]
+    expected = [fact._replace(prompt="Столица\u2028Франции"), fact]
+    assert load_facts(write_lines(path, with_separator, record)) == expected
     messy = record | {"answer": " Пари\u00adж ", "prompt": "Ерева\u200bн и\u0306"}
     assert load_facts(write_lines(path, messy)) == [Fact("столица", "Ереван й", "Париж")]
 
 
 def test_what_is_no_fact_is_named_with_its_place(tmp_path):
-    path, record = tmp_path / "facts.jsonl", {"relation": "столица", "prompt": "Столица Франции", "answer": "Париж"}
-    bad = [{}, [], 3, None, "текст", {"relation": "столица"}, record | {"answer": ""}, record | {"answer": "\u200b"}]
-    bad += [record | {"answer": ["Париж"]}, record | {"prompt": None}, record | {"paraphrase": {}}]
+    path = tmp_path / "facts.jsonl"
+    record = {"relation": "столица", "prompt": "Столица Франции", "answer": "Париж"}
+    bad = [{}, [], 3, None, "текст", {"relation": "столица"}, record | {"answer": ""}]
+    bad += [record | {"answer": "\u200b"}, record | {"answer": ["Париж"]}]
+    bad += [record | {"prompt": None}, record | {"paraphrase": {}}]
     for each in bad:
         with pytest.raises(UserError, match=r"facts\.jsonl, fact 3: no JSON object with relation"):
             load_facts(write_lines(path, record, record, each))
@@ -231,9 +241,10 @@ def test_what_is_no_fact_is_named_with_its_place(tmp_path):
 
 @pytest.mark.parametrize("code, name", [("cp1251", "CP1251"), ("koi8-r", "KOI8-R"), ("utf-16", "UTF-16")])
 def test_another_encoding_is_named(tmp_path, code, name):
-    records = [{"relation": "столица", "prompt": "Столицей этой страны остаётся город", "answer": "Париж"}] * 20
-    path = write_lines(tmp_path / "facts.jsonl", *records, encoding=code)
-    with pytest.raises(UserError, match=rf"facts\.jsonl is not in UTF-8, but probably in {name}.*iconv -f {name}"):
+    record = {"relation": "столица", "prompt": "Столицей этой страны остаётся город", "answer": "Париж"}
+    path = write_lines(tmp_path / "facts.jsonl", *[record] * 20, encoding=code)
+    message = rf"facts\.jsonl is not in UTF-8, but probably in {name}.*iconv -f {name}"
+    with pytest.raises(UserError, match=message):
         load_facts(path)
 
 

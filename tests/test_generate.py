@@ -14,14 +14,14 @@ def test_a_prompt_is_continued(trained):
     assert code == 0 and out.startswith("Волга впадает в") and len(out) > 30, err
     assert call(*ask, "Волга впадает в", "--max_new_tokens", 30)[1] == out  # the seed decides
     assert call(*ask, "Волга впадает в", "--max_new_tokens", 30, "--seed", 7)[1] != out
-    assert "d_model=64" in err and "num_layers=2" in err  # and params.py another: said, and the file's is used
+    assert "d_model=64" in err and "num_layers=2" in err  # unlike params.py: said, and the file's are used
 
     code, out, _ = call(*ask, "Река", "--temperature", 0, "--max_new_tokens", 150)  # past the window of 64
     model, tokenizer = LLM.load(trained / "parameters.pt2"), load_tokenizer(trained / "bpe_tokenizer.json")
     ids = [tokenizer.token_to_id("<EOS>"), *tokenizer.encode("Река").ids]
     for _ in range(60 - len(ids)):
         ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
-    assert out.startswith(tokenizer.decode(ids).rstrip("\ufffd").rstrip())  # the last token may be half a letter
+    assert out.startswith(tokenizer.decode(ids).rstrip("\ufffd").rstrip())  # the last may be half a letter
 
     code, out, _ = call(*ask, "Река", "--num_samples", 3, "--sentences", 1)
     samples = [sample for sample in out.split("\n\n") if sample.strip()]

@@ -1,4 +1,4 @@
-"""model.gguf read back by the reader of the package gguf, and its tokenizer rebuilt with llama.cpp's pattern."""
+"""model.gguf read back by the package gguf, and its tokenizer rebuilt with llama.cpp's pattern."""
 
 import re
 import shutil
@@ -145,7 +145,7 @@ def test_q8_0_is_near_and_a_quarter_of_the_size(tokenizer, tmp_path):
         assert tensor.tensor_type == gguf.GGMLQuantizationType.Q8_0
         near = gguf.dequantize(tensor.data, tensor.tensor_type)
         step = abs(weight).reshape(-1, 32).max(axis=1, keepdims=True) / 127  # of each 32 numbers
-        assert (abs(near - weight).reshape(-1, 32) <= 0.6 * step).all()  # half a step, and the scale's own rounding
+        assert (abs(near - weight).reshape(-1, 32) <= 0.6 * step).all()  # half a step, and scale rounding
     with pytest.raises(UserError, match="d_model 40"):
         read(tmp_path, small_model(tokenizer, d_model=40), tokenizer, "q8_0")
 

@@ -18,7 +18,10 @@ from experiments.harness import Outcome, compare, half_interval, load_corpus, re
 from experiments.recipes import print_outcomes
 from support.cli import UserError, make_parser, parse_args
 
-TINY = "--d_model 16 --num_heads 1 --num_layers 1 --max_seq_len 16 --vocab_size 300 --batch_size 4 --snapshots 0".split()
+TINY = (
+    "--d_model 16 --num_heads 1 --num_layers 1 --max_seq_len 16 --vocab_size 300 --batch_size 4 "
+    "--snapshots 0"
+).split()
 
 
 def test_the_interval_is_student_s():
@@ -26,7 +29,8 @@ def test_the_interval_is_student_s():
     low, high = stats.t.interval(0.95, 3, loc=sum(losses) / 4, scale=stats.sem(losses))
     assert Outcome(losses).mean == pytest.approx((low + high) / 2)
     assert half_interval(losses) == pytest.approx((high - low) / 2, rel=0.01)
-    assert half_interval([[loss, 2 * loss] for loss in losses]) == pytest.approx([(high - low) / 2, high - low], rel=0.01)
+    of_two = half_interval([[loss, 2 * loss] for loss in losses])
+    assert of_two == pytest.approx([(high - low) / 2, high - low], rel=0.01)
 
 
 def test_each_run_is_made_once_and_the_table_compares(tmp_path, monkeypatch, capsys):
@@ -96,7 +100,8 @@ harness.train(pathlib.Path("run"), {})
 def test_ctrl_c_leaves_the_run_time_to_save(tmp_path):
     (tmp_path / "train.py").write_text(SLOW_TO_END)
     env = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", RUN_IT], cwd=tmp_path, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    command = [sys.executable, "-c", RUN_IT]
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, start_new_session=True)
     while not (tmp_path / "begun").exists():
         assert process.poll() is None
         time.sleep(0.1)
@@ -127,7 +132,7 @@ def test_runs_of_recipes_keep_no_snapshots(tmp_path, monkeypatch):
     done = call("experiments.recipes", "--out_dir", tmp_path)
     assert done.code == 0 and "twice the batch, beta2 squared" in done.out, done.err
     assert [args.snapshots for args in given] == [0]
-    assert re.search(r"rate x 1.5 +diverged +3\n", done.out) and "inf" not in done.out  # and the others have their rows
+    assert re.search(r"rate x 1.5 +diverged +3\n", done.out) and "inf" not in done.out  # the others have rows
 
 
 def test_all_runs_read_the_text_that_was_found(tmp_path, monkeypatch):
@@ -139,9 +144,11 @@ def test_all_runs_read_the_text_that_was_found(tmp_path, monkeypatch):
         (out_dir / "finished").write_text("diverged")
         return out_dir
 
-    monkeypatch.setattr(harness, "load_text", lambda args: (Namespace(train=range(640), key="key"), "what was found"))
+    found = Namespace(train=range(640), key="key"), "what was found"
+    monkeypatch.setattr(harness, "load_text", lambda args: found)
     monkeypatch.setattr(harness, "train", train)
-    args = Namespace(dataset="owner/name", text_column="text", val_fraction=0.1, vocab_size=300, tokenizer_chars=10)
+    args = Namespace(dataset="owner/name", text_column="text", val_fraction=0.1)
+    args.vocab_size, args.tokenizer_chars = 300, 10
     compare({"one": {}, "another": {"learning_rate": 1}}, 2, 640, args, tmp_path, may_diverge=True)
     assert datasets == ["what was found"] * 4
 

@@ -42,12 +42,13 @@ def turned(x: list[float], position: int) -> list[float]:
     """Each pair (a, b), as a complex number a + bi, times e^(i * position * 10000^(-2 pair / size))."""
     half = len(x) // 2
     pairs = [complex(x[i], x[i + half]) for i in range(half)]
-    pairs = [z * complex(math.cos(t), math.sin(t)) for i, z in enumerate(pairs) for t in [position * 10000 ** (-i / half)]]
+    angles = [position * 10000 ** (-i / half) for i in range(half)]
+    pairs = [z * complex(math.cos(t), math.sin(t)) for z, t in zip(pairs, angles)]
     return [z.real for z in pairs] + [z.imag for z in pairs]
 
 
 def attended(queries: list, keys: list, values: list) -> list:
-    """For each position t of one head: the values up to t, weighed by the softmax of its products with the keys."""
+    """For each position t of one head: values up to t, weighed by the softmax of its products with keys."""
     out = []
     for t, q in enumerate(queries):
         scores = [sum(a * b for a, b in zip(q, k)) / math.sqrt(len(q)) for k in keys[: t + 1]]
@@ -58,7 +59,7 @@ def attended(queries: list, keys: list, values: list) -> list:
 
 def forward(model: LLM, ids: list[int]) -> list[list[float]]:
     """The logits at each position, from the model's weights by the formulas alone."""
-    w = {name: value.double().tolist() for name, value in model.state_dict().items() if torch.is_tensor(value)}
+    w = {name: each.double().tolist() for name, each in model.state_dict().items() if torch.is_tensor(each)}
     D, H = model.d_model, model.num_heads
     d = D // H
     stream = [list(w["embedding.weight"][i]) for i in ids]
@@ -101,7 +102,7 @@ def test_rotation_equals_complex_multiplication():
     cos, sin = rotary_tables(20, 8)
     x = torch.randn(20, 8)
     expected = [turned(row, position) for position, row in enumerate(x.double().tolist())]
-    assert torch.allclose(rotate(x, cos, sin).double(), torch.tensor(expected, dtype=torch.float64), atol=1e-5)
+    assert torch.allclose(rotate(x, cos, sin).double(), torch.tensor(expected, dtype=torch.double), atol=1e-5)
 
 
 def test_rotated_products_depend_on_distance_alone():
@@ -131,7 +132,7 @@ def test_a_long_window_read_in_pieces_is_the_same():
         torch.nn.init.normal_(parameter, std=0.3)
     with torch.no_grad():
         cache = Cache(model, 2)
-        pieces = [model(piece, cache) for piece in ids.split([300, 60, 1, 39], dim=1)]
+        pieces = [model.logits(model.residual(piece, cache)) for piece in ids.split([300, 60, 1, 39], dim=1)]
         assert torch.allclose(torch.cat(pieces, dim=1), model(ids), atol=1e-4)
 
 
@@ -162,7 +163,7 @@ def test_cached_logits_equal_uncached_ones(pieces):
     cache, got = Cache(model, 2), []
     with torch.no_grad():
         for piece in ids.split(pieces, dim=1):
-            got.append(model(piece, cache))
+            got.append(model.logits(model.residual(piece, cache)))
         assert torch.allclose(torch.cat(got, dim=1), model(ids), atol=1e-5)
 
 
@@ -172,7 +173,7 @@ def test_the_decoder_in_numpy_gives_the_logits_of_the_model():
     step = numpy_step(model)
     with torch.no_grad():
         for piece in ids.split([4, 1, 1, 5, 1], dim=1):
-            expected = model(piece, other)[:, -1]
+            expected = model.logits(model.residual(piece, other))[:, -1]
             assert torch.allclose(step(piece, cache), expected, atol=1e-5)
             assert cache.length == other.length
             assert all(torch.allclose(*kept, atol=1e-5) for kept in zip(cache.layers, other.layers))
@@ -214,7 +215,8 @@ def test_sampling_draws_from_the_distribution_it_names():
     assert shares(1.0) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.015)
     assert shares(1.0, 2) == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)
     assert shares(1.0, 0, 0.6) == pytest.approx([0.625, 0.375, 0, 0], abs=0.015)  # 0.5 is not yet 0.6
-    assert shares(0.5) == pytest.approx([0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365], abs=0.015)
+    squares = [0.25, 0.09, 0.0225, 0.0025]  # their sum is 0.365
+    assert shares(0.5) == pytest.approx([square / 0.365 for square in squares], abs=0.015)
     assert shares(0) == [1, 0, 0, 0]
     assert shares(1e-60) == shares(1e-40) == shares(1.0, 0, 1e-50) == [1, 0, 0, 0]  # limits, not errors
 

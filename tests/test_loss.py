@@ -20,7 +20,8 @@ def test_value_and_gradients_are_those_of_cross_entropy(chunk_rows):
     loss = OutputLoss.apply(x, weight, targets, chunk_rows, True)
     assert torch.allclose(loss, expected, rtol=1e-12)
     # times 3, so that the gradient that comes from above counts
-    for ours, theirs in zip(torch.autograd.grad(3 * loss, (x, weight)), torch.autograd.grad(3 * expected, (x, weight))):
+    gradients = torch.autograd.grad(3 * loss, (x, weight))
+    for ours, theirs in zip(gradients, torch.autograd.grad(3 * expected, (x, weight))):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
@@ -43,8 +44,17 @@ def test_the_loss_of_a_model_is_the_cross_entropy_of_its_logits():
 
 def test_attention_is_written_out_on_a_cpu_and_fused_in_long_windows(monkeypatch):
     used = []
-    monkeypatch.setattr(llm, "attention", lambda q, k, v: used.append("written out") or (torch.zeros_like(q), None))
-    monkeypatch.setattr(llm.F, "scaled_dot_product_attention", lambda q, k, v, is_causal: used.append("fused") or torch.zeros_like(q))
+
+    def written_out(q, k, v):
+        used.append("written out")
+        return torch.zeros_like(q), None
+
+    def fused(q, k, v, is_causal):
+        used.append("fused")
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(llm, "attention", written_out)
+    monkeypatch.setattr(llm.F, "scaled_dot_product_attention", fused)
     model = LLM(vocab_size=50, d_model=16, num_heads=2, num_layers=2, max_seq_len=300)
     for length in (5, 300):
         ids = torch.arange(length)[None] % model.vocab_size

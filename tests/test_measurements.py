@@ -44,8 +44,9 @@ def mean_losses(model: LLM, windows: list[np.ndarray]) -> list[float]:
 )
 def test_windows_are_pieces_of_the_text(length, most, overlap):
     tokens = np.arange(length, dtype=np.uint16)
-    starts = measurements.even_windows(tokens, T, most, overlap)[:, 0].tolist()
-    assert measurements.even_windows(tokens, T, most, overlap).tolist() == [list(range(s, s + T + 1)) for s in starts]
+    windows = measurements.even_windows(tokens, T, most, overlap)
+    starts = windows[:, 0].tolist()
+    assert windows.tolist() == [list(range(s, s + T + 1)) for s in starts]
     assert len(set(starts)) == len(starts) == min(most // T, length - T if overlap else (length - 1) // T)
     assert starts[0] == 0 and (len(starts) == 1 or starts[-1] == length - T - 1)
     if not overlap:
@@ -143,10 +144,10 @@ def test_the_score_of_a_head_that_always_looks_there(name, looks_at, score):
 
 
 def test_a_model_built_to_look_at_the_previous_token():
-    """All tokens have the same query and key, turned by rotary positions so that they match one position apart."""
+    """All tokens share one query and key, turned by rotary positions so as to match one position apart."""
     model = LLM(VOCAB, d_model=8, num_heads=1, num_layers=1, max_seq_len=8).double().eval()
     with torch.no_grad():
-        model.embedding.weight[:, 0] = 100  # the same for all tokens, and so much that the norm leaves only it
+        model.embedding.weight[:, 0] = 100  # the same for all tokens; so much that the norm leaves only it
         qkv = model.blocks[0].attention.qkv_proj.weight.zero_()
         angles = 10000.0 ** (-torch.arange(0, 8, 2).double() / 8)
         qkv[0:4, 0], qkv[4:8, 0] = angles.cos(), -angles.sin()  # the query turned back by one place
@@ -172,7 +173,8 @@ def test_neuron_contexts_against_brute_force(model, text, length, monkeypatch):
     hidden = model.blocks[0].mlp.down_proj.in_features
     assert contexts.shape == (LAYERS, hidden, 3, 5)
     assert values.shape == (LAYERS, hidden, 3)
-    places = []  # (context, activations (LAYERS, hidden)) of every place with four tokens before it in its window
+    # (context, activations (LAYERS, hidden)) of every place with four tokens before it in its window
+    places = []
     for window in measurements.even_windows(tokens, T, 60_000, overlap=False)[:, :-1]:
         layers = trace(model, window[None]).layers
         activations = torch.stack([layer.activations[0] for layer in layers])  # (LAYERS, T, hidden)
@@ -194,13 +196,14 @@ def test_measure_gives_all_that_the_page_shows(tmp_path):
     model = LLM(tokenizer.get_vocab_size(), 16, HEADS, LAYERS, T).eval()
     tokens = random_tokens(0, 300, model.vocab_size)
     write_log(tmp_path, step=[10, 20], val_loss=[5.5, 4.5])
-    (tmp_path / "training_samples.jsonl").write_text('{"step": 10, "text": "да\u2028нет"}\n', encoding="utf-8")
+    sample = '{"step": 10, "text": "да\u2028нет"}\n'
+    (tmp_path / "training_samples.jsonl").write_text(sample, encoding="utf-8")
     found = measurements.measure(model, tokenizer, tokens, tokens[:60], tmp_path)
     assert len(found["position_loss"]) == T
     assert found["base_loss"] == pytest.approx(np.mean(found["position_loss"]))
     assert found["head_scores"].keys() == measurements.SCORE_DEFINITIONS.keys()
     assert np.shape(found["ablation"]) == (LAYERS, HEADS)
-    assert found["ablation"] == [[0] * HEADS] * LAYERS  # before training the heads write nothing, so nothing is lost
+    assert found["ablation"] == [[0] * HEADS] * LAYERS  # untrained heads write nothing, so nothing is lost
     assert found["neurons"]["contexts"].shape[:2] == found["neurons"]["activations"].shape[:2]
     log = found["training"]["log"]
     assert log["step"] == [10, 20] and log["val_loss"] == [5.5, 4.5]

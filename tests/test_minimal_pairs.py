@@ -38,7 +38,8 @@ def test_minimal_pairs(tokenizer, score):
             by.append({name: each["accuracy"] for name, each in result[key].items()})
         return result["overall"]["accuracy"], *by
 
-    assert measured(table_model(tokenizer, *GRAMMAR)) == (1, {"число": 1}, {"единственное": 1, "множественное": 1})
+    by_number = {"единственное": 1, "множественное": 1}
+    assert measured(table_model(tokenizer, *GRAMMAR)) == (1, {"число": 1}, by_number)
     assert measured(table_model(tokenizer, *((a, b, -value) for a, b, value in GRAMMAR)))[0] == 0
     half = measured(table_model(tokenizer, GRAMMAR[0]))
     assert half == (0.5, {"число": 0.5}, {"единственное": 1, "множественное": 0})  # ties count as wrong
@@ -91,7 +92,8 @@ def test_another_encoding_is_named(tmp_path, code, name):
     path = tmp_path / "pairs.csv"
     rows = "".join(f"Он идёт в дом {i}.,Он идёт в доме {i}.\n" for i in range(20))
     path.write_text("source_sentence,target_sentence\n" + rows, encoding=code)
-    with pytest.raises(UserError, match=rf"pairs\.csv is not in UTF-8, but probably in {name}.*iconv -f {name}"):
+    message = rf"pairs\.csv is not in UTF-8, but probably in {name}.*iconv -f {name}"
+    with pytest.raises(UserError, match=message):
         load_pairs(str(path))
 
 
@@ -100,7 +102,8 @@ def test_pairs_are_read_from_the_hub(tmp_path):
 
     def read(endpoint):  # in a process, since `datasets` reads the endpoint when it is imported
         code = "import json, sys; from evaluation.minimal_pairs import UserError, load_pairs\n"
-        code += "try: print(json.dumps(load_pairs(sys.argv[1])))\nexcept UserError as error: print('error:', error)"
+        code += "try: print(json.dumps(load_pairs(sys.argv[1])))\n"
+        code += "except UserError as error: print('error:', error)"
         env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", code, "some/pairs"]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)

@@ -38,7 +38,7 @@ def test_what_the_job_raises_is_raised_here():
 
 
 def count_calls() -> Callable[[], None]:
-    """A function that prints its process and how often it was called, to the file that the environment names."""
+    """A function that prints its process and its number of calls to the file that the environment names."""
     calls = itertools.count(1)
 
     def function():
@@ -80,7 +80,8 @@ def test_a_job_that_is_killed_is_one_line():
 @pytest.mark.parametrize("finished", [0, 5])
 def test_one_of_several_processes_that_is_killed_is_one_line(finished):
     with pytest.raises(UserError, match="killed"), own_processes(2) as pool:
-        assert [job.result() for job in [pool.submit(divmod, 7, 3) for _ in range(finished)]] == [(2, 1)] * finished
+        jobs = [pool.submit(divmod, 7, 3) for _ in range(finished)]
+        assert [job.result() for job in jobs] == [(2, 1)] * finished
         jobs = [pool.submit(signal.raise_signal, signal.SIGKILL), pool.submit(time.sleep, 0.1)]
         for job in jobs:
             job.result()

@@ -4,7 +4,8 @@ import random
 
 import pytest
 import torch
-from pages import browser, model, move_slider, needs_browser, tokenizer, type_text, wait_for, written  # noqa: F401
+from pages import browser, model, tokenizer  # noqa: F401
+from pages import move_slider, needs_browser, type_text, wait_for, written
 
 import llm
 from corpus.sources import BUNDLED_FILE
@@ -48,7 +49,8 @@ def test_token_ids_are_those_of_python(page, tokenizer):
     texts.append("чу\u00adжои\u0306 дом\u200b. Е\u0308лка.\ufeff")
     for _ in range(200):
         texts.append(" ".join(generator.choices(words, k=generator.randrange(1, 12))))
-        alphabet = "абвгд ёЖЗ.!?…«»—- \n\t\r12\0\u00a0\u2028🙂👍🏽שלם\u202eéÅﬁ<>&\"'e\u0301и\u0306\u00ad\u200b\ufeff"
+        alphabet = "абвгд ёЖЗ.!?…«»—- \n\t\r12\0\u00a0\u2028🙂👍🏽שלם"
+        alphabet += "\u202eéÅﬁ<>&\"'e\u0301и\u0306\u00ad\u200b\ufeff"
         texts.append("".join(generator.choices(alphabet, k=generator.randrange(30))))
     script = "return arguments[0].map((text) => tokenizer.encode_prompt(text).map(({ id }) => id))"
     found = page.execute_script(script, texts)
@@ -72,7 +74,7 @@ def test_activations_are_those_of_python(page, model):
         const stream = [cache.embedding[7], ...cache.layers.map((layer) => layer.residual[7])];
         return {
             logits: ids.map((_, at) => Array.from(model.predict(cache, at))),
-            weights: cache.layers.map((layer) => layer.weights.map((heads) => heads.map((row) => Array.from(row)))),
+            weights: cache.layers.map((layer) => layer.weights.map((head) => head.map((x) => Array.from(x)))),
             lens: stream.map((x) => Array.from(model.logits(x))),
             head_outputs: cache.layers.map((layer, n) => heads(layer, n).map((y) => Array.from(y))),
             attention_output: cache.layers.map((layer) => Array.from(layer.attention[7])),
@@ -130,7 +132,7 @@ def test_sliders_give_the_softmax_that_python_gives(page, model, tokenizer):
 
 def test_a_head_switched_off_changes_the_prediction(page, model, tokenizer):
     type_text(page, "Волга впадает в")
-    assert page.find_element("id", "switch").get_attribute("aria-pressed") is None  # its name says what it does
+    assert page.find_element("id", "switch").get_attribute("aria-pressed") is None  # its name says its action
     page.find_element("id", "switch").click()
     ids = torch.tensor(encode_prompt(tokenizer, "Волга впадает в")[1])
     expected = trace(model, ids[None], {(0, 0)}).logits[0, -1]
@@ -214,7 +216,8 @@ def test_the_chosen_card_stays_in_sight(page):
 def test_keys_of_later_tokens_are_not_listed(page):
     type_text(page, "Волга впадает в")
     names = page.execute_script(
-        "choose(1); draw_head(); return document.querySelector('#attention .vectors .strips div').children.length"
+        "choose(1); draw_head(); "
+        "return document.querySelector('#attention .vectors .strips div').children.length"
     )
     assert names == 4  # the query before and after it is turned, and two keys
 
@@ -262,7 +265,8 @@ def test_nothing_jumps_while_typing(page):
 
 
 def test_charts_are_large_enough_to_read(page):
-    heights = page.execute_script("return Array.from(document.querySelectorAll('.chart'), (chart) => chart.clientHeight)")
+    script = "return Array.from(document.querySelectorAll('.chart'), (chart) => chart.clientHeight)"
+    heights = page.execute_script(script)
     assert len(heights) == 2 and min(heights) > 100
     texts = page.find_elements("css selector", "#context .chart text")
     assert {"0", "127"} <= {text.text for text in texts}  # positions count from 0, as everywhere
@@ -280,8 +284,7 @@ def test_a_hostile_prompt_shows_as_text(browser, model, tokenizer, tmp_path):
 
 def test_nothing_overflows_on_a_narrow_screen(page, browser, model, tokenizer, tmp_path):
     browser.get(written(model, tokenizer, tmp_path, "Столицей Франции является город").as_uri())
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    )
-    wait_for(browser, "document.documentElement.scrollWidth <= 390")  # the drawing follows the width a moment later
+    narrow = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+    wait_for(browser, "document.documentElement.scrollWidth <= 390")  # the drawing follows a moment later
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

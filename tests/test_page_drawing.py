@@ -1,4 +1,4 @@
-"""The drawing of the whole model: it shows what the model computes, and answers to the mouse and the keyboard."""
+"""The drawing of the whole model shows what the model computes, and answers to mouse and keyboard."""
 
 import copy
 
@@ -37,7 +37,8 @@ def point_at(page, name):
 
 
 def click(page, name):
-    page.execute_script("arguments[0].dispatchEvent(new PointerEvent('click', { bubbles: true }))", part(page, name))
+    script = "arguments[0].dispatchEvent(new PointerEvent('click', { bubbles: true }))"
+    page.execute_script(script, part(page, name))
 
 
 def ids_of(tokenizer):
@@ -45,12 +46,14 @@ def ids_of(tokenizer):
 
 
 def test_every_part_is_drawn(page, model, tokenizer):
-    names = page.execute_script("return Array.from(document.querySelectorAll('#drawing .part'), (x) => x.dataset.part)")
+    script = "return Array.from(document.querySelectorAll('#drawing .part'), (x) => x.dataset.part)"
+    names = page.execute_script(script)
     heads = [f"head-{n}-{h}" for n in range(3) for h in range(2)]
     layers = [f"mlp-{n}" for n in range(3)] + [f"guess-{n}" for n in range(4)]
     assert {*heads, *layers, "stream", "embedding", "prediction"} <= set(names)
     assert len(names) == len(set(names))
-    assert [name for name in names if name.startswith("token")] == [f"token-{s}" for s in range(len(ids_of(tokenizer)))]
+    tokens = [f"token-{s}" for s in range(len(ids_of(tokenizer)))]
+    assert [name for name in names if name.startswith("token")] == tokens
 
 
 def test_it_shows_what_the_heads_do(page, model, tokenizer):
@@ -104,7 +107,7 @@ def test_on_a_touch_screen_the_first_tap_points_and_the_second_goes_to_the_secti
         const after = ["mlp-1", "mlp-0", "mlp-0"].map((name) => {
           const part = document.querySelector(`#drawing [data-part="${name}"]`);
           part.dispatchEvent(new PointerEvent("pointerdown", { bubbles: true, pointerType: "touch" }));
-          part.dispatchEvent(new MouseEvent("click", { bubbles: true })); // without a pointer's type, as in Safari
+          part.dispatchEvent(new MouseEvent("click", { bubbles: true })); // without pointerType, as in Safari
           return gone.length;
         });
         Element.prototype.scrollIntoView = scroll;
@@ -142,7 +145,7 @@ def test_the_frame_of_the_final_prediction_stays_orange(page):
 def test_long_tokens_are_cut_in_the_prediction(page):
     script = """tokenizer.label = () => 'ы'.repeat(30);
         draw_answer();
-        const texts = Array.from(document.querySelectorAll('#drawing .answer text'), (text) => text.textContent);
+        const texts = Array.from(document.querySelectorAll('#drawing .answer text'), (x) => x.textContent);
         delete tokenizer.label; // that of the class again
         draw();
         return texts"""
@@ -208,7 +211,8 @@ def test_all_of_it_is_inside_at_any_width_and_any_text(page, width):
             const parts = Array.from(document.querySelectorAll('#drawing .part'));
             return parts.filter((part) => {
                 const { left, right, top, bottom } = part.getBoundingClientRect();
-                return left < box.left - 1 || right > box.right + 1 || top < box.top - 1 || bottom > box.bottom + 1;
+                return left < box.left - 1 || right > box.right + 1 ||
+                    top < box.top - 1 || bottom > box.bottom + 1;
             }).map((part) => part.dataset.part)"""
         )
         assert outside == [], (width, text)

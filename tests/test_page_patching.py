@@ -1,4 +1,4 @@
-"""The page's map of recovered shares: the numbers of interpretability/patching.py, and a way to choose a head."""
+"""The page's map of recovered shares: the numbers of interpretability/patching.py, and a choice of head."""
 
 import copy
 
@@ -13,7 +13,8 @@ from interpretability.trace import trace
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 pytestmark = needs_browser
-TEXTS = {"left": "Он шёл от", "right": "Он шёл к", "endings": "ой ом ому ого ую ая ие их им ими"}  # opened() adds "word"
+# opened() adds "word"
+TEXTS = {"left": "Он шёл от", "right": "Он шёл к", "endings": "ой ом ому ого ую ая ие их им ими"}
 WORDS = ["стар", "нов", "больш", "мал", "бел", "чуж", "молод", "чёрн", "русск", "древн"]
 
 
@@ -30,12 +31,12 @@ def opened(browser, model, tokenizer, tmp_path_factory):
     browser.get(written(model, tokenizer, folder, "Волга впадает в Каспийское море", snapshots).as_uri())
     wait_for(browser, "cases_model === model")
 
-    # The first word that makes a pair: the model, which is not trained, must prefer another ending after each text
+    # The first word that makes a pair: the untrained model must prefer another ending after each text
     script = """const [{ left, right, endings: list }, words] = arguments;
         return words.find((word) => {
             compared.word = word;
-            const sides = [left, right].map((text) => ({ text, shares: endings(text, word, list.split(" ")) }));
-            return !make_pair(sides).problem;
+            const side = (text) => ({ text, shares: endings(text, word, list.split(" ")) });
+            return !make_pair([left, right].map(side)).problem;
         })"""
     TEXTS["word"] = browser.execute_script(script, TEXTS, WORDS)
     return browser
@@ -78,7 +79,8 @@ def button(page, layer, head):
 
 def choose_in_section_3(page, layer, head):
     name = f"layer {layer + 1}, head {head + 1}"
-    page.execute_script("""document.querySelector(`#attention [aria-label="${arguments[0]}"]`).click()""", name)
+    script = """document.querySelector(`#attention [aria-label="${arguments[0]}"]`).click()"""
+    page.execute_script(script, name)
 
 
 def python_pair(page, tokenizer):
@@ -92,7 +94,8 @@ def python_pair(page, tokenizer):
 
 
 def test_the_shares_are_those_of_python(page, model, tokenizer):
-    patched = patch(model, [python_pair(page, tokenizer)], {str(part): [part] for part in heads_and_mlps(model)}, "")
+    groups = {str(part): [part] for part in heads_and_mlps(model)}
+    patched = patch(model, [python_pair(page, tokenizer)], groups, "")
     expected = {name: value["share"] for name, value in patched.recovered().items()}
     script = "return patching.cells.map(({ layer, head }) => [layer, head])"
     names = [
@@ -106,9 +109,10 @@ def test_the_shares_are_those_of_python(page, model, tokenizer):
 
 
 def test_a_cell_chooses_its_head(page, model, tokenizer):
-    """With a click and with Enter: in the map, in the drawing and in section 3. Beside it is where the head looks."""
+    """With a click and Enter: in the map, the drawing and section 3. Beside it is where the head looks."""
     pair = python_pair(page, tokenizer)
-    for choose, layer, head in ((lambda cell: cell.click(), 1, 1), (lambda cell: cell.send_keys(Keys.ENTER), 2, 0)):
+    ways = ((lambda cell: cell.click(), 1, 1), (lambda cell: cell.send_keys(Keys.ENTER), 2, 0))
+    for choose, layer, head in ways:
         choose(button(page, layer, head))
         assert page.execute_script("return [state.layer, state.head]") == [layer, head]
         pressed = page.execute_script(
@@ -119,7 +123,8 @@ def test_a_cell_chooses_its_head(page, model, tokenizer):
         assert all(label.startswith(f"layer {layer + 1}, head {head + 1}") for label in pressed)
         selected = page.find_element("css selector", "#drawing .selected").get_attribute("data-part")
         assert selected == f"head-{layer}-{head}"
-        found = [float(small.text.removesuffix("%")) for small in page.find_elements("css selector", "#looks small")]
+        looks = page.find_elements("css selector", "#looks small")
+        found = [float(small.text.removesuffix("%")) for small in looks]
         expected = [
             100 * trace(model, torch.tensor([ids])).layers[layer].weights[0, head, -1]
             for ids in (pair.clean, pair.corrupt)

@@ -24,8 +24,9 @@ IDS = [5, 60, 170, 8, 99, 311, 42, 7, 7, 250, 13, 77, 201, 30, 4, 160]  # 16 tok
 def save_snapshot(model, folder, step):
     """As train.py saves it: a state_dict with its weights in float16."""
     path = folder / f"step-{step:08}.pt2"
-    state = {name: value.half() if torch.is_tensor(value) else value for name, value in model.state_dict().items()}
-    torch.save(state, path)
+    state = model.state_dict()
+    halves = {name: value.half() if torch.is_tensor(value) else value for name, value in state.items()}
+    torch.save(halves, path)
     return step, path
 
 
@@ -47,7 +48,8 @@ def snapshots(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(browser, model, tokenizer, snapshots, tmp_path_factory):
-    path = written(model, tokenizer, tmp_path_factory.mktemp("page"), "Волга впадает в Каспийское море", snapshots)
+    folder, text = tmp_path_factory.mktemp("page"), "Волга впадает в Каспийское море"
+    path = written(model, tokenizer, folder, text, snapshots)
     browser.get(path.as_uri())
     return browser
 
@@ -110,7 +112,8 @@ def test_the_last_step_is_that_of_the_log_or_after_all_snapshots():
 
 def test_as_many_snapshots_as_fit(model, tokenizer, snapshots, monkeypatch):
     neurons = {"contexts": np.zeros((3, 96, 1, 1)), "activations": np.zeros((3, 96, 1))}
-    measured = {"training": {"log": {"step": [20]}, "samples": []}, "neurons": neurons, "snapshots": {"step": [*STEPS, 20]}}
+    measured = {"training": {"log": {"step": [20]}, "samples": []}, "neurons": neurons}
+    measured["snapshots"] = {"step": [*STEPS, 20]}
     empty = len(make_page(model, tokenizer, measured, "").encode())
     for count in (0, 1, 2, 3):
         most = empty + count * (packed_size(model) + 100) + 1500
@@ -169,7 +172,8 @@ def test_the_keyboard_moves_the_slider(page):
 @needs_browser
 def test_play_shows_every_place_and_ends(page):
     page.execute_script(
-        "go_to_place(3); window.seen = []; const go = go_to_place; go_to_place = (p) => { seen.push(p); go(p) }"
+        "go_to_place(3); window.seen = []; "
+        "const go = go_to_place; go_to_place = (p) => { seen.push(p); go(p) }"
     )
     page.execute_script("document.getElementById('play').focus()")
     page.switch_to.active_element.send_keys(Keys.ENTER)

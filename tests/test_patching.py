@@ -1,6 +1,4 @@
-"""Pairs worked by hand; patching against a pass with tensors replaced by hand, and against a circuit that is
-known.
-"""
+"""Pairs worked by hand; patching against tensors replaced by hand, and against a circuit that is known."""
 
 import numpy as np
 import pytest
@@ -11,7 +9,8 @@ from small_models import HEADS, LAYERS, VOCAB, T, small_model
 
 import interpretability.steering as steering
 from corpus.tokenizer import train_tokenizer
-from interpretability.case_pairs import Pair, align, changed_preposition, changed_verb, find_pairs, pair_of_texts, targets_of
+from interpretability.case_pairs import Pair, align, changed_preposition, changed_verb, find_pairs
+from interpretability.case_pairs import pair_of_texts, targets_of
 from interpretability.circuit_report import best_steering, print_contrasts
 from interpretability.contributions import contributions, direct_shares
 from interpretability.patching import (
@@ -69,13 +68,9 @@ def test_what_does_not_align_is_refused(clean, corrupt):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One to which stems and prepositions are tokens and endings are single letters, since it never saw them
-    together.
-    """
+    """Stems and prepositions are its tokens; endings are single letters: it never saw the two together."""
     words = "Он жил шёл стоял смотрел без в к о на стол стен больш молод женщин пела".split()
-    words += [
-        first + second for first in "ауеыоя" for second in "ауеыоя"
-    ]  # so that each letter becomes a token
+    words += [first + second for first in "ауеыоя" for second in "ауеыоя"]  # each letter becomes a token
     return train_tokenizer([f" {' '.join(words)} "] * 9, 600)
 
 
@@ -164,10 +159,8 @@ def test_nothing_patched_is_0_and_the_whole_stream_is_1(model):
     shares = {name: each["share"] for name, each in patch(model, pairs, groups, "").recovered().items()}
     assert shares.pop("nothing") == pytest.approx(0, abs=1e-5)
     assert list(shares.values()) == pytest.approx([1] * (LAYERS + 1), abs=1e-5)
-    everywhere = patch_stream(model, pairs, lambda pair: {"all": range(len(pair.clean))}, "")
-    assert [each["share"] for each in everywhere.recovered().values()] == pytest.approx(
-        [1] * (LAYERS + 1), abs=1e-5
-    )
+    everywhere = patch_stream(model, pairs, lambda pair: {"all": range(len(pair.clean))}, "").recovered()
+    assert [each["share"] for each in everywhere.values()] == pytest.approx([1] * (LAYERS + 1), abs=1e-5)
 
 
 def test_where_the_stream_can_hold_the_difference(model):
@@ -185,7 +178,7 @@ def run_by_hand(model: LLM, pair: Pair, part: Part, positions: list[int]) -> tor
     clean = trace(model, torch.tensor([pair.clean]))
     clean_streams = [clean.embedding, *(layer.residual for layer in clean.layers)]
     x = model.embedding(torch.tensor([pair.corrupt]))
-    cos, sin = model.rotary(0, x.shape[1], x.dtype)
+    cos, sin = model.rotary(0, x.shape[1])
     if part == Part("stream", 0):
         x[0, positions] = clean_streams[0][0, positions]
     for i, block in enumerate(model.blocks):
@@ -258,9 +251,8 @@ def test_the_head_that_carries_the_feature_is_found():
     shares, looks = direct_shares(model, pairs)
     for found in (patched.recovered(), shares):
         assert found[CARRIER] == pytest.approx({"share": 1, "low": 1, "high": 1})
-        assert all(
-            each["share"] == pytest.approx(0, abs=1e-9) for name, each in found.items() if name != CARRIER
-        )
+        others = [each["share"] for name, each in found.items() if name != CARRIER]
+        assert others == pytest.approx([0] * len(others), abs=1e-9)
     assert looks[CARRIER] == pytest.approx(np.mean([1 / len(pair.clean) for pair in pairs]))
 
     stream = {name: each["share"] for name, each in patch_stream(model, pairs, roles, "").recovered().items()}
@@ -307,9 +299,8 @@ def test_a_ratio_and_its_interval():
     half_width = 1.96 * parts.std() / 10 / 400**0.5  # of the normal distribution
     assert found["share"] - found["low"] == pytest.approx(half_width, rel=0.15)
     assert found["high"] - found["share"] == pytest.approx(half_width, rel=0.15)
-    assert (
-        ratio(np.array([1.0, 0.0]), np.array([1.0, 3.0]))["share"] == 0.25
-    )  # of sums, not the mean of 1 and 0
+    found = ratio(np.array([1.0, 0.0]), np.array([1.0, 3.0]))
+    assert found["share"] == 0.25  # of sums, not the mean of 1 and 0
 
 
 # The experiment
@@ -332,26 +323,19 @@ def test_a_contrast_of_one_pair_has_no_interval(capsys):
         return {"both_right": {"count": count, "accuracy": 1.0}, "difference": ends, "patching": patching}
 
     by_contrast = {"one": contrast(1), "many": contrast(9)}
-    print_contrasts({"best_heads": ["head 1.1"], "looks": {"head 1.1": 1.0}, "pairs": 10, "by_contrast": by_contrast})
+    results = {"best_heads": ["head 1.1"], "looks": {"head 1.1": 1.0}, "pairs": 10}
+    print_contrasts(results | {"by_contrast": by_contrast})
     one, many = capsys.readouterr().out.splitlines()[-2:]
     assert one.split() == ["one", "1", "100.0%", "3.20", "–", "–"]
     assert "3.20 (1.50 to 4.50)" in many and "50.0% (40.0% to 60.0%)" in many
 
 
 def test_a_pair_of_ones_own_from_the_command_line(trained):
-    done = call(
-        "experiments.case_circuit",
-        "--out_dir",
-        trained,
-        "--clean",
-        "Он стоял без стола",
-        "--corrupt",
-        "Он стоял для столу",
-    )
+    texts = ["--clean", "Он стоял без стола", "--corrupt", "Он стоял для столу"]
+    done = call("experiments.case_circuit", "--out_dir", trained, *texts)
     assert done.code == 0 and "best three heads" in done.out, done.err
-    assert (trained / "case_circuit_pair.json").exists() and (
-        trained / "case_circuit_pair.png"
-    ).read_bytes().startswith(b"\x89PNG")
+    assert (trained / "case_circuit_pair.json").exists()
+    assert (trained / "case_circuit_pair.png").read_bytes().startswith(b"\x89PNG")
     assert not (trained / "case_circuit.json").exists()  # of the experiment, which takes minutes
     alone = call("experiments.case_circuit", "--out_dir", trained, "--clean", "Он стоял без стола")
     assert alone.code == 2 and "give both or none" in alone.err

@@ -28,7 +28,8 @@ def test_the_perplexity_of_a_uniform_model_is_the_size_of_its_vocabulary(tokeniz
         assert each["bits_per_char"] == pytest.approx(len(ids) * math.log2(size) / len(TEXT))
         assert each["bits_per_byte"] == pytest.approx(len(ids) * math.log2(size) / len(TEXT.encode()))
     assert result["loss_by_position"] == pytest.approx([math.log(size)] * 16)
-    assert (result["tokens"], result["characters"], result["bytes"]) == (len(ids), len(TEXT), len(TEXT.encode()))
+    sizes = (result["tokens"], result["characters"], result["bytes"])
+    assert sizes == (len(ids), len(TEXT), len(TEXT.encode()))
 
 
 def test_loss_by_position(tokenizer):
@@ -42,7 +43,8 @@ def test_loss_by_position(tokenizer):
 
 def test_count_models_worked_by_hand(tokenizer, monkeypatch):
     monkeypatch.setattr(perplexity, "BIGRAM_PRIOR", 13)
-    train = np.array([0, 1, 0, 1, 0, 2, 0, 1, 1, 0], np.uint16)  # five 0, four 1, one 2; pairs 01 3x, 10 3x, 02, 20, 11
+    # Five 0, four 1, one 2; pairs 01 3x, 10 3x, 02, 20, 11
+    train = np.array([0, 1, 0, 1, 0, 2, 0, 1, 1, 0], np.uint16)
     unigram, bigram = count_model_losses(train, np.array([0, 1, 2, 0, 0]), 3)
     assert np.exp(-unigram) == pytest.approx([5 / 13, 2 / 13, 6 / 13, 6 / 13])  # one more each, of 10 + 3
     expected = [(3 + 5) / (4 + 13), (0 + 2) / (4 + 13), (1 + 6) / (1 + 13), (0 + 6) / (4 + 13)]

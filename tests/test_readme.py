@@ -1,4 +1,4 @@
-"""The README leads where it says: its links to lines hold the names they show, and the files it names are there."""
+"""The README leads where it says: linked lines hold the names they show, and the files it names exist."""
 
 import re
 from pathlib import Path

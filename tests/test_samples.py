@@ -30,13 +30,14 @@ def test_samples(tokenizer):
     words = ["Он", " жил", " без", " кота", " и", " котов", "."]
     model = table_model(tokenizer, *((a, b, 99.0) for a, b in zip(words, words[1:])))
     end = tokenizer.token_to_id(".")
-    model.table[0, tokenizer.encode("Он").ids[0]] = model.table[end, 0] = 99.0  # after <EOS>, and after the full stop
-    result = evaluate_samples(Scorer(model, tokenizer), ["Он жил без ктоа."], words_of(["Он жил без кота"]), 0)
+    model.table[0, tokenizer.encode("Он").ids[0]] = model.table[end, 0] = 99.0  # after <EOS> and a full stop
+    words = words_of(["Он жил без кота"])
+    result = evaluate_samples(Scorer(model, tokenizer), ["Он жил без ктоа."], words, 0)
     assert result["real"]["known"] == 0.75 and result["real"]["recited"] == 0
     for temperature in ("0.5", "1.0"):
         written = result[temperature]
         assert written["known"] == 1
-        # 16 tokens: "Он жил без кота и котов. Он жил без кота и (котов.)", the last word dropped; of 3 + 2 four-grams
+        # 16 tokens: "Он жил без кота и котов. Он жил без кота и (котов.)", last word cut; 3 + 2 four-grams
         assert written["recited"] == 2 / 5
         assert written["agreement"]["preposition and noun"]["accuracy"] == 1
         assert len(result["continuations"][temperature]) == 3

@@ -31,7 +31,7 @@ def test_without_noise_the_constants_come_back():
 
 
 def test_a_law_without_a_floor(monkeypatch):
-    """Losses that want E < 0: the law has E = 0, and no exponents on a fine grid, with the best A and B, come closer."""
+    """Losses that want E < 0: the law has E = 0; no exponents on a fine grid with best A and B are closer."""
     monkeypatch.setattr(scaling_law, "HUBER", np.inf)  # least squares
     losses = loss_of(np.array([-1.0, *TRUTH[1:]]), SIZES, TOKENS)
     law = fit(SIZES, TOKENS, losses)

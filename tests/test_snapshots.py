@@ -13,7 +13,8 @@ from support.training_run import TrainingRun
 
 
 def train(folder: Path, *more):
-    done = call("train.py", "--dataset", folder.parent / "text.jsonl", "--out_dir", folder, *TINY, "--epochs", 1, *more)
+    text = folder.parent / "text.jsonl"
+    done = call("train.py", "--dataset", text, "--out_dir", folder, *TINY, "--epochs", 1, *more)
     assert "Traceback" not in done.err, done.err
     return done
 
@@ -43,7 +44,8 @@ def assert_same(ours: Path, theirs: Path) -> None:
     ours, theirs = contents(ours), contents(theirs)
     assert ours.keys() == theirs.keys()
     for step in ours:
-        assert all(torch.equal(v, theirs[step][name]) for name, v in ours[step].items() if name != "_extra_state")
+        names = ours[step].keys() - {"_extra_state"}
+        assert all(torch.equal(ours[step][name], theirs[step][name]) for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def test_the_steps_are_evenly_spaced_in_their_logarithm_and_never_the_last_one()
     assert all(max(snapshot_steps(steps, 100)) < steps for steps in range(1, 200))
 
 
-def test_a_snapshot_is_what_a_run_stopped_there_saves_and_that_run_goes_on_to_the_same_ones(whole, monkeypatch):
+def test_a_snapshot_is_what_a_run_stopped_there_saves_and_it_goes_on_to_the_same_ones(whole, monkeypatch):
     folder, steps = whole.parent / "stopped", list(contents(whole))
     middle = steps[-2]
     assert steps[:3] == [0, 1, 2] and 10 < middle
@@ -70,7 +72,8 @@ def test_a_snapshot_is_what_a_run_stopped_there_saves_and_that_run_goes_on_to_th
         assert "ended early" in train(folder).out
     state, saved = contents(whole)[middle], torch.load(folder / "parameters.pt2", weights_only=True)
     assert {**state["_extra_state"], "finished": False} == saved.pop("_extra_state")
-    assert all(state[name].dtype == torch.float16 and torch.equal(state[name], saved[name].half()) for name in saved)
+    for name in saved:
+        assert state[name].dtype == torch.float16 and torch.equal(state[name], saved[name].half())
     model = load_snapshot(dict(snapshot_paths(whole))[middle])
     assert model.embedding.weight.dtype == torch.float32 and not model.training
 
@@ -128,7 +131,7 @@ class LLM(llm.LLM):
 """
 
 
-def test_a_run_of_a_model_with_a_parameter_that_does_not_learn_goes_on_and_displaces_nothing(whole, monkeypatch):
+def test_a_model_with_a_parameter_that_does_not_learn_goes_on_and_displaces_nothing(whole, monkeypatch):
     folder, model = whole.parent / "other_model", whole.parent / "other_model.py"
     model.write_text(OTHER_MODEL)
     train(folder)
@@ -153,7 +156,8 @@ def test_files_of_others_in_its_folder_stay(whole, monkeypatch):
         stop_at(patch, 5)
         train(folder, "--seed", 1)
     assert "goes on" in train(folder).out
-    assert (folder / "snapshots" / "holiday.jpg").exists() and contents(folder).keys() == contents(whole).keys()
+    assert (folder / "snapshots" / "holiday.jpg").exists()
+    assert contents(folder).keys() == contents(whole).keys()
 
 
 def test_weights_that_float16_does_not_hold_are_not_written(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pandas
 import pytest
-from helpers import ROOT, damaged
+from helpers import ROOT, damaged, write_articles
 from hub import hub
 
 from corpus.sources import is_hub_name, load_articles, load_articles_or_bundled
@@ -43,7 +43,8 @@ def test_every_format_is_read(tmp_path):
 
 def test_a_folder_is_read_file_by_file(tmp_path):
     (tmp_path / "deeper").mkdir()
-    (tmp_path / "a.jsonl").write_text('{"sample": "Раз."}\n{"sample": null}\n{"sample": " "}\n', encoding="utf-8")
+    lines = '{"sample": "Раз."}\n{"sample": null}\n{"sample": " "}\n'
+    (tmp_path / "a.jsonl").write_text(lines, encoding="utf-8")
     (tmp_path / "deeper" / "b.jsonl").write_text('{"sample": "Два."}\n', encoding="utf-8")
     assert articles_of(tmp_path) == ["Раз.", "Два."]
     (tmp_path / "c.txt").write_text("Три.")
@@ -72,9 +73,10 @@ def texts(path: Path, name: str) -> Path | None:
     table = pandas.DataFrame({"sample": TEXT})
     match name.split(".")[1]:
         case "jsonl":
-            path.write_text("".join(json.dumps({"sample": text}, ensure_ascii=False) + "\n" for text in TEXT), encoding="utf-8")
+            write_articles(path, TEXT)
         case "json":
-            path.write_text(json.dumps([{"sample": text} for text in TEXT], ensure_ascii=False), encoding="utf-8")
+            records = [{"sample": text} for text in TEXT]
+            path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
         case "txt":
             path.write_text("\n".join(TEXT), encoding="utf-8")
         case "csv":
@@ -109,7 +111,7 @@ def test_text_as_it_comes(tmp_path):
     path = tmp_path / "a.jsonl"
 
     def write(*records):
-        path.write_text("".join(json.dumps({"sample": r}, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+        write_articles(path, records)
 
     write(*[None] * 20, "Раз. Два.", "", "Три. Четыре.", " \n", "\0\0 Ноль\0. Да.")
     text = ready(path)
@@ -129,7 +131,8 @@ def test_text_as_it_comes(tmp_path):
         with pytest.raises(UserError, match=message):
             ready(path)
     (tmp_path / "b.txt").write_bytes("Волга. ".encode("cp1251") * 10)
-    with pytest.raises(UserError, match="b.txt is not in UTF-8, but probably in CP1251; convert it, then move it away:  cat "):
+    message = "b.txt is not in UTF-8, but probably in CP1251; convert it, then move it away:  cat "
+    with pytest.raises(UserError, match=message):
         ready(tmp_path / "b.txt")
 
 
@@ -145,18 +148,20 @@ except support.cli.UserError as error: print("error:", error)
 def read_from_hub(endpoint: str, home, name="Den4ikAI/russian_cleared_wikipedia", column="sample") -> str:
     """What load_articles gives in a process of its own, for which the hub is at endpoint."""
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", READ, name, column], env=env, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", READ, name, column]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_the_hub_is_asked_for_the_data_set_and_its_copy_kept(tmp_path):
-    with hub("Den4ikAI/russian_cleared_wikipedia", [{"sample": "Статья раз."}, {"sample": "Статья два."}]) as (endpoint, asked):
+    records = [{"sample": "Статья раз."}, {"sample": "Статья два."}]
+    with hub("Den4ikAI/russian_cleared_wikipedia", records) as (endpoint, asked):
         assert read_from_hub(endpoint, tmp_path) == "Статья раз.\nСтатья два."
         assert any(path.startswith("/datasets/Den4ikAI/russian_cleared_wikipedia/resolve/") for path in asked)
         assert "no column 'text', only sample" in read_from_hub(endpoint, tmp_path, column="text")
         assert "no such data set" in read_from_hub(endpoint, tmp_path, name="Den4ikAI/no_such")
-    assert read_from_hub(endpoint, tmp_path) == "Статья раз.\nСтатья два."  # the hub is gone, its copy is here
+    assert read_from_hub(endpoint, tmp_path) == "Статья раз.\nСтатья два."  # the hub is gone, not its copy
 
 
 def test_a_hub_that_cannot_be_reached_is_told_from_one_without_the_data_set(tmp_path):
@@ -183,7 +188,8 @@ def test_file_names_are_not_patterns(tmp_path):
 def test_commas_without_quotes_and_other_separators_are_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,sample\n1,Первое предложение, длинное. И второе.\n", encoding="utf-8")
-    with pytest.raises(UserError, match="line 2: 3 fields, but the header has 2; a text with commas in it must stand in quotes"):
+    message = "line 2: 3 fields, but the header has 2; a text with commas in it must stand in quotes"
+    with pytest.raises(UserError, match=message):
         articles_of(path)
     path.write_text("id;sample\n1;Раз, два.\n", encoding="utf-8")
     with pytest.raises(UserError, match="its columns seem to be separated by ;"):
@@ -193,7 +199,8 @@ def test_commas_without_quotes_and_other_separators_are_named(tmp_path):
 @pytest.mark.parametrize("value, kind", [(["Раз."], "lists"), ({"ru": "Раз."}, "objects"), (5, "int")])
 def test_a_column_that_holds_no_text_is_named(tmp_path, value, kind):
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"sample": each}) + "\n" for each in ("Раз.", value)), encoding="utf-8")
+    lines = [json.dumps({"sample": each}) + "\n" for each in ("Раз.", value)]
+    path.write_text("".join(lines), encoding="utf-8")
     with pytest.raises(UserError, match=f"the column 'sample' holds {kind}, not text"):
         articles_of(path)
 
@@ -216,11 +223,13 @@ def test_hidden_files_and_the_files_of_a_run_are_not_read(tmp_path):
 @pytest.mark.parametrize("opener, suffix", [(open, ""), (gzip.open, ".gz"), (lzma.open, ".xz")])
 def test_other_encodings_are_named_with_the_command_that_converts_them(tmp_path, opener, suffix):
     text = "Волга впадает в Каспийское море, а Ока в Волгу. " * 5
-    for encoding, name in (("cp1251", "CP1251"), ("koi8-r", "KOI8-R"), ("utf-16", "UTF-16"), ("utf-16-le", "UTF-16")):
+    names = {"cp1251": "CP1251", "koi8-r": "KOI8-R", "utf-16": "UTF-16", "utf-16-le": "UTF-16"}
+    for encoding, name in names.items():
         path = tmp_path / f"it's a.txt{suffix}"
         with opener(path, "wb") as file:
             file.write(text.encode(encoding))
-        with pytest.raises(UserError, match=f"is not in UTF-8, but probably in {name}; convert it, then move it away:  ") as error:
+        message = f"is not in UTF-8, but probably in {name}; convert it, then move it away:  "
+        with pytest.raises(UserError, match=message) as error:
             articles_of(path)
         subprocess.run(str(error.value).partition(":  ")[2], shell=True, check=True)
         assert articles_of(tmp_path / "utf8_it's a.txt") == [text]
@@ -232,7 +241,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 
 
 def test_a_book_with_wrapped_lines_has_paragraphs_for_articles(tmp_path, capsys):
-    lines = ["Шёл дождь, и в саду", "было тихо. Мальчик сидел", "у окна и смотрел, как", "капли бегут по стеклу", "одна за другой."]
+    lines = ["Шёл дождь, и в саду", "было тихо. Мальчик сидел", "у окна и смотрел, как"]
+    lines += ["капли бегут по стеклу", "одна за другой."]
     (tmp_path / "a.txt").write_text("\n".join(lines) + "\n\n" + "\n".join(lines[:3]) + "\n", encoding="utf-8")
     assert articles_of(tmp_path / "a.txt") == [" ".join(lines), " ".join(lines[:3])]
     assert "articles end at blank lines" in capsys.readouterr().out
@@ -261,7 +271,8 @@ def test_a_folder_and_a_data_set_of_one_name_are_told_apart(tmp_path, monkeypatc
 
 def test_what_the_scripts_write_beside_the_text_is_not_read(tmp_path):
     (tmp_path / "a.txt").write_text("Статья.\n", encoding="utf-8")
-    for name in ("parameters.pt2", "emergence.json", "ablations.json", "case_circuit_pair.json", "ablations/cache/about.json"):
+    names = ["parameters.pt2", "emergence.json", "ablations.json", "case_circuit_pair.json"]
+    for name in [*names, "ablations/cache/about.json"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
     assert articles_of(tmp_path) == ["Статья."]

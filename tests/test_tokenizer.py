@@ -24,7 +24,9 @@ def test_any_text_comes_back(tokenizer, text):
     assert tokenizer.decode(encode(tokenizer, text)) == text
 
 
-@pytest.mark.parametrize("text", [*ARTICLES[40:50], "", " ", "\n", "<EOS>", "a<EOS>b. <EOS> C", "🙂 שלום\0\r\n\t é è́ \u2028"])
+@pytest.mark.parametrize(
+    "text", [*ARTICLES[40:50], "", " ", "\n", "<EOS>", "a<EOS>b. <EOS> C", "🙂 שלום\0\r\n\t é è́ \u2028"]
+)
 def test_special_texts_come_back(tokenizer, text):
     ids = encode(tokenizer, text)
     assert tokenizer.decode(ids) == text
@@ -49,5 +51,6 @@ def test_a_prompt_goes_on_where_it_stops(tokenizer):
         assert encode_prompt(tokenizer, begun)[0] == begun and encode_prompt(tokenizer, begun)[1][-1] != eos
     assert encode_prompt(tokenizer, "") == ("", [eos])
     assert encode_prompt(tokenizer, "Да\udcff да")[0] == "Да? да"
-    decomposed = unicodedata.normalize("NFD", "Чёрный чай")  # й in two characters, and a soft hyphen
-    assert encode_prompt(tokenizer, decomposed[:4] + "\u00ad" + decomposed[4:]) == encode_prompt(tokenizer, "Чёрный чай")
+    decomposed = unicodedata.normalize("NFD", "Чёрный чай")  # й in two characters
+    hyphenated = decomposed[:4] + "\u00ad" + decomposed[4:]  # with a soft hyphen
+    assert encode_prompt(tokenizer, hyphenated) == encode_prompt(tokenizer, "Чёрный чай")

@@ -1,4 +1,4 @@
-"""The trace against the model itself: its logits, hooks on its parts, a model that ends earlier or lacks a head."""
+"""The trace against the model: its logits, hooks on its parts, a model that ends earlier or lacks a head."""
 
 import math
 
@@ -27,7 +27,7 @@ def record_with_hooks(model: LLM, layer: int, ids: torch.Tensor) -> dict[str, to
         block.attention.register_forward_hook(output_of("attention_output")),
         block.mlp.register_forward_hook(output_of("mlp_output")),
         block.register_forward_hook(output_of("residual")),
-        block.mlp.down_proj.register_forward_pre_hook(lambda module, inputs: seen.update({"activations": inputs[0]})),
+        block.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.update(activations=inputs[0])),
         block.attention_norm.register_forward_hook(output_of("attention_input")),
     ]
     model(ids)
@@ -86,7 +86,8 @@ def test_two_ablated_heads(model):
 
 
 @pytest.mark.parametrize(
-    "ids, ablated", [([], ()), ([1] * (T + 1), ()), ([1], {(LAYERS, 0)}), ([1], {(0, HEADS)}), ([1], {(-1, 0)})]
+    "ids, ablated",
+    [([], ()), ([1] * (T + 1), ()), ([1], {(LAYERS, 0)}), ([1], {(0, HEADS)}), ([1], {(-1, 0)})],
 )
 def test_what_cannot_be_traced_is_refused(model, ids, ablated):
     with pytest.raises(ValueError):

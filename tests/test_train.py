@@ -22,8 +22,10 @@ from support.loss import TrainingLoss
 
 def test_it_learns_more_than_how_frequent_tokens_are(trained):
     rows = list(csv.DictReader(open(trained / "training_log.csv")))
-    assert list(rows[0]) == "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second".split()
-    assert [int(row["step"]) for row in rows[:2]] == [50, 100] and int(rows[-1]["tokens"]) == int(rows[-1]["step"]) * 8 * 64
+    columns = "step tokens seconds train_loss val_loss bits_per_char learning_rate tokens_per_second"
+    assert list(rows[0]) == columns.split()
+    assert [int(row["step"]) for row in rows[:2]] == [50, 100]
+    assert int(rows[-1]["tokens"]) == int(rows[-1]["step"]) * 8 * 64
 
     trained_on = torch.load(trained / "parameters.pt2", weights_only=True)["_extra_state"]
     text = trained / "cache" / trained_on["text"]  # other tests may have left other texts there
@@ -35,16 +37,16 @@ def test_it_learns_more_than_how_frequent_tokens_are(trained):
     of_frequencies = -sum(math.log((counts[i] or unknown) / len(train_ids)) for i in val) / len(val)
     assert float(rows[-1]["val_loss"]) < of_frequencies - 0.3
 
-    model, tokenizer = LLM.load(trained / "parameters.pt2"), Tokenizer.from_file(str(trained / "bpe_tokenizer.json"))
+    model = LLM.load(trained / "parameters.pt2")
+    tokenizer = Tokenizer.from_file(str(trained / "bpe_tokenizer.json"))
     assert (model.vocab_size, model.d_model, model.num_layers, model.max_seq_len) == (600, 64, 2, 64)
     with torch.no_grad():  # the loss in the log is that of the model on disk
         windows = TextDataset(val, 64)
         inputs, targets = (torch.stack(part) for part in zip(*(windows[i] for i in range(len(windows)))))
         loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).item()
     assert loss == pytest.approx(float(rows[-1]["val_loss"]), abs=0.01)
-    chars = sum(
-        len(json.loads(line)["sample"]) for line in (trained / "text.jsonl").read_text(encoding="utf-8").splitlines()[-2:]
-    )
+    lines = (trained / "text.jsonl").read_text(encoding="utf-8").splitlines()
+    chars = sum(len(json.loads(line)["sample"]) for line in lines[-2:])
     assert float(rows[-1]["bits_per_char"]) == pytest.approx(
         float(rows[-1]["val_loss"]) / math.log(2) * len(val) / chars, rel=1e-4
     )
@@ -52,7 +54,8 @@ def test_it_learns_more_than_how_frequent_tokens_are(trained):
 
 
 def test_a_signal_ends_training_with_the_weights_saved(trained, tmp_path):
-    process = start("train.py", "--dataset", trained / "text.jsonl", "--out_dir", tmp_path, "--epochs", 900, *SMALL)
+    text = trained / "text.jsonl"
+    process = start("train.py", "--dataset", text, "--out_dir", tmp_path, "--epochs", 900, *SMALL)
     wait_for(process, "tokens/s=")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
@@ -92,8 +95,10 @@ def test_a_loss_that_is_not_finite_stops_it(trained, tmp_path):
 
 
 def test_what_a_run_prints(trained):
-    printed, progress = ((trained / name).read_text(encoding="utf-8") for name in ("printed.txt", "progress.txt"))
-    for word in ("tokenizer", "tokens to train on", "parameters", "embedding", "attention", "MLP", "epochs on", "generate.py"):
+    printed = (trained / "printed.txt").read_text(encoding="utf-8")
+    progress = (trained / "progress.txt").read_text(encoding="utf-8")
+    words = ["tokenizer", "tokens to train on", "parameters", "embedding", "attention", "MLP"]
+    for word in [*words, "epochs on", "generate.py"]:
         assert word in printed
     for word in ("epoch 1/4", "epoch 4/4", "loss=", "validation=", "tokens/s=", "left="):
         assert word in progress
@@ -128,7 +133,8 @@ def test_a_finished_model_is_kept_when_a_new_run_begins(tmp_path):
 
 def test_tokens_count_what_was_read_where_a_text_is_shorter_than_a_batch(tmp_path):
     write_articles(tmp_path / "text.jsonl", ARTICLES[:6])
-    flags = ["--dataset", tmp_path / "text.jsonl", "--out_dir", tmp_path, *SMALL, "--batch_size", 500, "--epochs", 3]
+    flags = ["--dataset", tmp_path / "text.jsonl", "--out_dir", tmp_path]
+    flags += [*SMALL, "--batch_size", 500, "--epochs", 3]
     assert call("train.py", *flags).code == 0
     num_tokens = LLM.load(tmp_path / "parameters.pt2").max_seq_len * num_windows(tmp_path)
     row = list(csv.DictReader(open(tmp_path / "training_log.csv")))[-1]
@@ -136,8 +142,10 @@ def test_tokens_count_what_was_read_where_a_text_is_shorter_than_a_batch(tmp_pat
 
 
 # A run of one step loses no more than one of 100
-@pytest.mark.parametrize("epochs, steps, decay, share", [(1, 200, 100.0, 0.5), (4, 200, 50.0, 0.5), (1, 1, 50.0, 0.5)])
-def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_rate(epochs, steps, decay, share):
+@pytest.mark.parametrize(
+    "epochs, steps, decay, share", [(1, 200, 100.0, 0.5), (4, 200, 50.0, 0.5), (1, 1, 50.0, 0.5)]
+)
+def test_a_first_step_is_adam_s_with_decay_and_the_embedding_has_its_own_rate(epochs, steps, decay, share):
     """The first step of Adam is as long as the rate, against the gradient.
 
     Before it, each weight loses a share: weight_decay * sqrt(epochs) / steps at the peak of the rate,
@@ -150,10 +158,11 @@ def test_a_first_step_is_that_of_adam_with_decay_and_the_embedding_has_its_own_r
     ids = torch.randint(40, (4, 9))
     loss_of = TrainingLoss(model, torch.float32)
     loss_of(ids[:, :-1], ids[:, 1:]).backward()
-    before = copy.deepcopy({name: (weight.detach(), weight.grad) for name, weight in model.named_parameters()})
+    before = copy.deepcopy({name: (each.detach(), each.grad) for name, each in model.named_parameters()})
     model.zero_grad()
 
-    args = Namespace(embedding_rate=3.0, weight_decay=decay, learning_rate=0.1, adam_beta1=0.8, adam_beta2=0.995)
+    args = Namespace(embedding_rate=3.0, weight_decay=decay, learning_rate=0.1)
+    args.adam_beta1, args.adam_beta2 = 0.8, 0.995
     optimizer = train.make_optimizer(model, epochs, steps, args)
     train.training_step(loss_of, model, optimizer, 0.01, 1e9, ids[:, :-1], ids[:, 1:])
     for name, after in model.named_parameters():

@@ -15,7 +15,8 @@ from support.checkpoint import load_snapshot, load_weights, snapshot_paths
 
 
 def test_ten_kills_leave_no_trace_in_the_result(unbroken):
-    folder, whole, generator, steps = unbroken.parent / "killed", unbroken.parent / "whole", random.Random(4), []
+    folder, whole = unbroken.parent / "killed", unbroken.parent / "whole"
+    generator, steps = random.Random(4), []
     long = "--epochs", 8  # a fast processor makes 50 steps from kill to kill
     assert run_training(whole, *long).code == 0
     while len(steps) < 10:
@@ -24,16 +25,18 @@ def test_ten_kills_leave_no_trace_in_the_result(unbroken):
         time.sleep(generator.random() * 0.25)
         os.kill(process.pid, signal.SIGKILL)
         out, _ = process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL, "it had ended before: the run is too short for this test\n" + text
+        ended = "it had ended before: the run is too short for this test\n" + text
+        assert process.returncode == -signal.SIGKILL, ended
         steps.append(int(out.split("after step ")[1].split()[0]) if "goes on" in out else 0)
-    assert steps[0] == 0 and steps == sorted(steps) and len(set(steps)) > 5  # each goes on where the one before was
+    assert steps[0] == 0 and steps == sorted(steps) and len(set(steps)) > 5  # each goes on from the last one
     code, out, err = run_training(folder, *long)
     assert code == 0 and "goes on" in out, err
     ours, theirs = (torch.load(f / "parameters.pt2", weights_only=True) for f in (folder, whole))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name != "_extra_state")
     assert log_of(folder) == log_of(whole)
-    samples = [json.loads(line) for line in (folder / "training_samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = (folder / "training_samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
     assert samples and all(sample["text"].startswith("Столица Франции") for sample in samples)
     assert (folder / "training_samples.jsonl").read_bytes() == (whole / "training_samples.jsonl").read_bytes()
     ours, theirs = (dict(snapshot_paths(f)) for f in (folder, whole))
@@ -41,7 +44,7 @@ def test_ten_kills_leave_no_trace_in_the_result(unbroken):
     for step in ours:
         weights = zip(load_snapshot(ours[step]).parameters(), load_snapshot(theirs[step]).parameters())
         assert all(torch.equal(a, b) for a, b in weights)
-    assert not list(folder.glob("*.tmp")) and not (folder / "checkpoint.pt").exists()  # a finished run is not resumed
+    assert not list(folder.glob("*.tmp")) and not (folder / "checkpoint.pt").exists()  # nothing to resume
 
 
 def test_a_signal_saves_a_second_run_is_refused_and_other_hyperparameters_start_anew(unbroken):
@@ -56,12 +59,12 @@ def test_a_signal_saves_a_second_run_is_refused_and_other_hyperparameters_start_
 
     before = (folder / "checkpoint.pt").read_bytes()
     code, out, err = run_training(folder, "--epochs", 0.1, "--learning_rate", 0.001)
-    assert code == 0 and "epochs=30.0 and not 0.1" in out and "learning_rate=" in out and "goes on" not in out, err
-    assert "d_model=" not in out
+    assert code == 0 and "epochs=30.0 and not 0.1" in out and "learning_rate=" in out, err
+    assert "goes on" not in out and "d_model=" not in out, err
     (aside,) = folder.glob("checkpoint-*.pt")
     assert aside.read_bytes() == before and not (folder / "checkpoint.pt").exists()
 
-    # Back to the earlier settings: its checkpoint is found. Where to look and what to save may change on the way
+    # Back to the earlier settings: their checkpoint is found. Where to look and what to save may change
     process = start_training(folder, "--epochs", 30, "--eval_every", 10, "--checkpoint_minutes", 9)
     assert "tokens/s=" in wait_for(process, "tokens/s=")
     process.send_signal(signal.SIGINT)
