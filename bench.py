@@ -1,12 +1,12 @@
 """Benchmark speed against nanoGPT, transformers and the matmul limit:  python bench.py
 
-Prints a table and writes bench.json. Training, growth and generation are medians of three rounds in which the sides take turns,
-so that another process on the machine slows all of them down; memory, text and the first step are measured once. It calls the
-steps of train.py and the generation of llm.py themselves. In training, each side has a process of its own, since ours changes
-how its process keeps memory and computes products.
-Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates; our model exported to
-llama.cpp (llama-cpp-python and gguf); and with --nanogpt FOLDER a clone of karpathy/nanoGPT, its model compiled, and its own
-sampling loop. The text is that of --dataset.
+Prints a table and writes bench.json. Training, growth and generation are medians of three rounds in which the
+sides take turns, so that another process on the machine slows all of them down; memory, text and the first
+step are measured once. It calls the steps of train.py and the generation of llm.py themselves. In training,
+each side has a process of its own, since ours changes how its process keeps memory and computes products.
+Peers, if they are installed: GPT-2 of `transformers` as its documentation trains and generates; our model
+exported to llama.cpp (llama-cpp-python and gguf); and with --nanogpt FOLDER a clone of karpathy/nanoGPT, its
+model compiled, and its own sampling loop. The text is that of --dataset.
 """
 
 import contextlib
@@ -40,7 +40,8 @@ from support.loss import TrainingLoss
 from support.numpy_decoder import fastest_step
 from support.own_process import function_in_own_process, in_own_process
 from support.peers import (
-    default_products, gpt2_generation, gpt2_steps, llama_cpp_generation, nanogpt_generation, nanogpt_steps, product_steps,
+    default_products, gpt2_generation, gpt2_steps, llama_cpp_generation,
+    nanogpt_generation, nanogpt_steps, product_steps,
 )  # fmt: skip
 from train import make_optimizer, training_step
 
@@ -54,7 +55,7 @@ synchronize = torch.accelerator.synchronize if torch.accelerator.is_available() 
 
 
 def median_of_turns(sides: dict) -> dict[str, float]:
-    """Seconds that each side, a function without arguments, takes: the median of ROUNDS rounds, in which they take turns."""
+    """Seconds of each side, a function without arguments: median of ROUNDS rounds of taking turns."""
     taken = {name: [] for name in sides}
     for side in sides.values():
         side()  # once to warm up
@@ -71,7 +72,9 @@ def median_of_turns(sides: dict) -> dict[str, float]:
 def median_in_own_processes(jobs: dict[str, tuple]) -> dict[str, float]:
     """The same where each side is made by a job, a function and its arguments, in a process of its own."""
     with contextlib.ExitStack() as stack:
-        sides = {name: stack.enter_context(function_in_own_process(synchronized, *job)) for name, job in jobs.items()}
+        sides = {}
+        for name, job in jobs.items():
+            sides[name] = stack.enter_context(function_in_own_process(synchronized, *job))
         return median_of_turns(sides)
 
 
@@ -88,26 +91,25 @@ def synchronized(make: Callable, *arguments) -> Callable[[], None]:
 
 def row(figure: str, ours: float, unit: str, peer=None, beside="", limit=None, of="") -> dict:
     """A line of the table: ours and the peer's figure in units, their ratio, and the share of the limit."""
-    ratio = ours / peer if peer else None
-    share = ours / limit if limit else None
-    return dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, limit=limit, of=of, ratio=ratio, share=share)
+    given = dict(figure=figure, ours=ours, unit=unit, peer=peer, beside=beside, limit=limit, of=of)
+    return given | dict(ratio=ours / peer if peer else None, share=ours / limit if limit else None)
 
 
 def new_model(args, **changed) -> LLM:
     """An LLM of the sizes in args, on the device, with weights that are not zero."""
-    sizes = {name: getattr(args, name) for name in ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len")}
+    names = ("vocab_size", "d_model", "num_heads", "num_layers", "max_seq_len")
     torch.manual_seed(args.seed)
-    model = LLM(**sizes | changed)
+    model = LLM(**{name: getattr(args, name) for name in names} | changed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     return model.to(choose_device()[0])
 
 
 def flops_per_token(args) -> int:
-    """Floating-point operations of a training step per token: 6 N + 12 L T D (Chowdhery et al. 2022, arXiv:2204.02311, B).
+    """FLOPs of a training step per token: 6 N + 12 L T D (Chowdhery et al. 2022, arXiv:2204.02311, app. B).
 
-    N counts the weights of the matrix products, the output layer's among them: two operations forward, four backward.
-    Attention multiplies each query with T keys and mixes T values; what the causal mask hides is computed too.
+    N counts the weights of the matrix products, with the output layer: two operations forward, four backward.
+    Attention multiplies a query with T keys and mixes T values; what the causal mask hides is computed too.
     """
     with torch.device("meta"):  # sizes without memory
         model = LLM(args.vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len)
@@ -132,24 +134,23 @@ def our_steps(args, compiled=True, count=STEPS, precision="auto", **changed):
 
 
 def bench_training(args, precision: str) -> list[dict]:
-    """Tokens per second in one precision beside the peers, and as a share of what the matrix products alone reach."""
+    """Tokens per second in one precision, beside the peers and as a share of the matrix products alone."""
     tokens = STEPS * args.batch_size * args.max_seq_len
     jobs = {
         "ours": (our_steps, args, True, STEPS, precision),
-        "eager": (our_steps, args, False, STEPS, precision),
+        "ours, not compiled": (our_steps, args, False, STEPS, precision),
         "products": (product_steps, args, precision, STEPS),
     }
     if importlib.util.find_spec("transformers"):
-        jobs["gpt2"] = (gpt2_steps, args, STEPS)
+        jobs["transformers GPT-2, float32 loop"] = (gpt2_steps, args, STEPS)
     if args.nanogpt:
-        jobs["nanogpt"] = (nanogpt_steps, args.nanogpt, args, precision, STEPS)
+        jobs["nanoGPT, compiled"] = (nanogpt_steps, args.nanogpt, args, precision, STEPS)
     rate = {name: tokens / seconds for name, seconds in median_in_own_processes(jobs).items()}
-    limit = rate["products"], "its matrix products alone"
-    peers = {"eager": "ours, not compiled", "gpt2": "transformers GPT-2, float32 loop", "nanogpt": "nanoGPT, compiled"}
+    ours, limit = rate.pop("ours"), (rate.pop("products"), "its matrix products alone")
     figure = f"training, {precision}"
-    rows = [row(figure, rate["ours"], "tokens/s", rate[peer], of, *limit) for peer, of in peers.items() if peer in rate]
+    rows = [row(figure, ours, "tokens/s", peer, name, *limit) for name, peer in rate.items()]
     flops = flops_per_token(args)
-    return rows + [row(f"{figure}, {flops / 1e6:.1f} MFLOP a token", flops * rate["ours"] / 1e9, "GFLOP/s")]
+    return rows + [row(f"{figure}, {flops / 1e6:.1f} MFLOP a token", flops * ours / 1e9, "GFLOP/s")]
 
 
 def precisions() -> list[str]:
@@ -193,13 +194,15 @@ def bench_growth(args) -> list[dict]:
         sides = {times: our_steps(args, False, 2, **{name: size}) for times, size in sizes.items()}
         seconds = median_of_turns(sides)
         for times in (2, 4):
-            rows.append(row(f"step time at {times} x {name} ({sizes[times]})", seconds[times] / seconds[1], "times"))
+            figure = f"step time at {times} x {name} ({sizes[times]})"
+            rows.append(row(figure, seconds[times] / seconds[1], "times"))
     return rows
 
 
 def bench_generation(args) -> list[dict]:
-    """Tokens per second: the first token, later tokens with cached keys and values, and tokens while the window is full."""
-    tokenizer = train_tokenizer(itertools.islice(load_articles(args.dataset, args.text_column), 500), args.vocab_size)
+    """Tokens per second as in generate.py: first, later (keys and values cached), with the window full."""
+    articles = load_articles(args.dataset, args.text_column)
+    tokenizer = train_tokenizer(itertools.islice(articles, 500), args.vocab_size)
     device, rows = choose_device()[0], []
     model = new_model(args, vocab_size=tokenizer.get_vocab_size()).eval()
     peers = [nanogpt_generation(args.nanogpt, args)] if args.nanogpt else []
@@ -209,14 +212,15 @@ def bench_generation(args) -> list[dict]:
         peers.append(llama_cpp_generation(model, tokenizer))
     # Each token must read every weight once. Summing as many numbers takes about the least time for that.
     weights = torch.randn(sum(p.numel() for p in model.parameters()), device=device)
-    T, start = args.max_seq_len, min(28, args.max_seq_len // 4)
-    jobs = [("first token", start, 1), (f"after {start} tokens", start, min(100, T - start)), ("window full", T, 20)]
+    T, start = args.max_seq_len, max(1, min(28, args.max_seq_len // 4))
+    later = (f"after {start} tokens", start, min(100, T - start))
+    jobs = [("first token", start, 1), later, ("window full", T, 20)]
     for streams, (name, length, count) in itertools.product((1, 16), jobs):
         ids = torch.randint(1, model.vocab_size, (streams, length), device=device)
         ours = 3 * count if length == T else count  # so that the window's moving on has its share
         stream = functools.partial(model.generate, ids, temperature=0, step=fastest_step(model, streams))
         sides = {"read": lambda: [weights.sum() for _ in range(100)]}
-        sides["ours"] = default_products()(lambda stream=stream, n=ours: list(itertools.islice(stream(), n)))  # as generate.py
+        sides["ours"] = default_products()(lambda stream=stream, n=ours: list(itertools.islice(stream(), n)))
         # A peer with a cache ends at the window; one without a cache is compared where the window is full
         for peer in peers:
             if streams in peer.streams and peer.has_cache == (length < T):
@@ -236,9 +240,9 @@ def bench_text(args) -> list[dict]:
     sample = articles[:: math.ceil(chars / args.tokenizer_chars)]
     encoder = Encoder(train_tokenizer(articles[:100], args.vocab_size))
     for name, texts, job in (
-        ("sentence splitting, one core", articles, lambda: [split_sentences(article) for article in articles]),
+        ("sentence splitting, one core", articles, lambda: [split_sentences(text) for text in articles]),
         ("tokenizer training", sample, lambda: train_tokenizer(sample, args.vocab_size)),
-        ("splitting and encoding, one core", articles, lambda: [encoder(article) for article in articles]),
+        ("splitting and encoding, one core", articles, lambda: [encoder(text) for text in articles]),
     ):
         start = time.perf_counter()
         job()
@@ -259,9 +263,9 @@ def bench_text(args) -> list[dict]:
 
 
 def text_peak(path: str, folder: str, args) -> tuple[float, float]:
-    """Peak memory (MiB) of this process while it makes the text of a file ready for training, and the seconds it takes.
+    """Peak memory (MiB) and seconds in which this process makes the text of a file ready for training.
 
-    Where the system tells them apart (Linux), pages of mapped files, which it takes back when it needs them, do not count.
+    On Linux, pages of mapped files do not count, since the system takes them back when it needs them.
     """
     status, peak, ready = Path("/proc/self/status"), 0.0, threading.Event()
 
@@ -273,7 +277,8 @@ def text_peak(path: str, folder: str, args) -> tuple[float, float]:
     threading.Thread(target=watch, daemon=True).start()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=folder) as cache, contextlib.redirect_stdout(io.StringIO()):
-        prepare_corpus(load_articles(path, "sample"), Path(cache), args.vocab_size, args.val_fraction, args.tokenizer_chars)
+        articles = load_articles(path, "sample")
+        prepare_corpus(articles, Path(cache), args.vocab_size, args.val_fraction, args.tokenizer_chars)
     ready.set()
     return peak or peak_memory(), time.perf_counter() - start
 
@@ -284,7 +289,8 @@ def first_step(args, folder: Path) -> float:
     log.unlink(missing_ok=True)
     flags = {name: value for name, value in vars(args).items() if name not in ("given", "nanogpt")}
     flags |= {"out_dir": log.parent, "eval_every": 1, "eval_windows": 1}
-    command = [sys.executable, Path(__file__).with_name("train.py"), *(f"--{name}={value}" for name, value in flags.items())]
+    command = [sys.executable, Path(__file__).with_name("train.py")]
+    command += [f"--{name}={value}" for name, value in flags.items()]
     with open(folder / "errors", "w+") as errors:
         start = time.perf_counter()
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
@@ -294,24 +300,25 @@ def first_step(args, folder: Path) -> float:
         run.kill()
         run.wait()
         errors.seek(0)
-        lines = errors.read().splitlines()
+        lines = errors.read().splitlines() or [f"exit code {run.returncode}"]
     if not log.exists():
-        raise UserError(f"train.py ended before its first step: {lines[-1] if lines else f'exit code {run.returncode}'}")
+        raise UserError(f"train.py ended before its first step: {lines[-1]}")
     return seconds
 
 
 def show(rows: list[dict]) -> None:
     for r in rows:
-        numbers = (r[key] for key in ("ours", "peer", "ratio", "limit"))
-        ours, peer, ratio, limit = ("" if n is None else f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in numbers)
+        numbers = [r[key] for key in ("ours", "peer", "ratio", "limit")]
+        shown = ["" if n is None else f"{n:,.0f}" if n >= 100 else f"{n:.3g}" for n in numbers]
+        ours, peer, ratio, limit = shown
         share = "" if r["share"] is None else f"{r['share']:.0%}"
         notes = "; ".join(note for note in (r["beside"], r["of"]) if note)
-        print(f"{r['figure']:<54}{ours:>9} {r['unit']:<9}{peer:>8}{ratio:>7}{limit:>9}{share:>6}  {notes}")
+        print(f"{r['figure']:<54}{ours:>9} {r['unit']:<9}{peer:>8}{ratio:>7}{limit:>10}{share:>6}  {notes}")
 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a clone of karpathy/nanoGPT to measure beside [none]")
+    parser.add_argument("--nanogpt", default="", metavar="FOLDER", help="a clone of karpathy/nanoGPT [none]")
     args = parse_args(parser)
     out = Path(args.out_dir)
     out.mkdir(parents=True, exist_ok=True)  # before anything is measured
@@ -324,7 +331,7 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     machine = f"{where}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
     print(machine)
-    print(f"{'figure':<54}{'ours':>9} {'unit':<9}{'peer':>8}{'ratio':>7}{'limit':>9}{'share':>6}  peer; limit")
+    print(f"{'figure':54}{'ours':>9} {'unit':9}{'peer':>8}{'ratio':>7}{'limit':>10}{'share':>6}  peer; limit")
     rows = []
     # Training, memory and text start processes of their own
     parts = [functools.partial(bench_training, args, precision) for precision in precisions()]

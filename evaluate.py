@@ -1,9 +1,9 @@
 """Measures how good the trained model is:  python evaluate.py
 
-Perplexity, facts, samples and case endings, each beside a baseline: count models and xz, chance, real text. Prints
-short tables, and writes evaluation.json and evaluation.png to out_dir. Perplexity and case endings are measured on
-the articles that were held out from training. --text, --facts and --pairs run one part alone on a file of yours;
-evaluation.json keeps the results of the other parts as long as the weights are the same.
+Perplexity, facts, samples and case endings, each beside a baseline: count models and xz, chance, real text.
+Prints short tables, and writes evaluation.json and evaluation.png to out_dir. Perplexity and case endings are
+measured on the articles that were held out from training. --text, --facts and --pairs run one part alone on a
+file of yours; evaluation.json keeps the results of the other parts as long as the weights are the same.
 """
 
 import time
@@ -33,12 +33,13 @@ def read_flags() -> Namespace:
     parser = make_parser(__doc__)
     group = parser.add_argument_group("one part alone, on data of yours")
     group.add_argument("--text", help="perplexity of a text: a file, a folder or a data set of the hub")
-    group.add_argument("--column", help="the column of --text that holds the text [that of the training text]")
-    group.add_argument("--facts", help="a .jsonl file: relation, prompt, answer, and perhaps paraphrase, subject")
-    group.add_argument("--pairs", help="a CSV file or a data set of the hub: source_sentence, target_sentence")
+    group.add_argument("--column", help="the column of --text with the text [that of the training text]")
+    group.add_argument("--facts", help="a .jsonl file: relation, prompt, answer, perhaps paraphrase, subject")
+    group.add_argument("--pairs", help="a CSV file or data set of the hub: source_sentence, target_sentence")
     args = parse_args(parser)
     if args.column is not None and args.text is None:
-        raise UserError("--column is the column of --text: give that, too (for the training text: --text_column)")
+        advice = "give that, too (for the training text: --text_column)"
+        raise UserError(f"--column is the column of --text: {advice}")
     return args
 
 
@@ -98,7 +99,8 @@ def main() -> None:
     if pairs:
         report("pairs", {"name": args.pairs} | evaluate_pairs(scorer, pairs), results, folder)
     draw(results, folder)
-    print(f"\n{time.monotonic() - began:.0f} seconds; the results are in {folder / RESULTS} and {folder / PICTURE}")
+    seconds = time.monotonic() - began
+    print(f"\n{seconds:.0f} seconds; the results are in {folder / RESULTS} and {folder / PICTURE}")
 
 
 if __name__ == "__main__":

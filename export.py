@@ -1,8 +1,8 @@
 """Export the trained model to the layout of Hugging Face:  python export.py
 
-It replaces the folder huggingface/ in out_dir. transformers, and every other program that reads safetensors, opens it without
+It replaces the folder huggingface/ in out_dir. transformers, and whatever reads safetensors, opens it without
 our code: AutoTokenizer.from_pretrained("huggingface"), AutoModelForCausalLM.from_pretrained("huggingface").
---gguf adds model.gguf, for llama.cpp. docs/use_your_model_elsewhere.md shows what opens it and how to publish it.
+--gguf adds model.gguf, for llama.cpp. docs/use_your_model_elsewhere.md: what opens it and how to publish it.
 """
 
 import json
@@ -53,7 +53,8 @@ def exported_files(model: LLM, tokenizer: Tokenizer, card: str) -> dict[str, byt
         "eos_token_id": eos,
         "pad_token_id": eos,
     }
-    contents = {"config": qwen3_config(model, eos), "tokenizer_config": tokenizer_config, "generation_config": generation_config}
+    contents = {"config": qwen3_config(model, eos), "tokenizer_config": tokenizer_config}
+    contents["generation_config"] = generation_config
     texts = {f"{name}.json": json.dumps(content, indent=2) for name, content in contents.items()}
     texts["tokenizer.json"] = tokenizer.to_str(pretty=True)
     texts["README.md"] = card
@@ -61,7 +62,7 @@ def exported_files(model: LLM, tokenizer: Tokenizer, card: str) -> dict[str, byt
     return {**{name: text.encode() for name, text in texts.items()}, "model.safetensors": weights}
 
 
-IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", ".cache"}  # left in folders by file managers and the hub's client
+IGNORED = {".DS_Store", "Thumbs.db", "desktop.ini", ".cache"}  # left by file managers and the hub's client
 
 
 def replace_folder(folder: Path, contents: dict[str, bytes]) -> None:
@@ -75,7 +76,8 @@ def replace_folder(folder: Path, contents: dict[str, bytes]) -> None:
     if folder.exists():
         foreign = sorted({path.name for path in folder.iterdir()} - contents.keys() - {GGUF} - IGNORED)
         if foreign:
-            raise UserError(f"{folder} holds {', '.join(foreign)}, which export.py did not write: move it away first")
+            names = ", ".join(foreign)
+            raise UserError(f"{folder} holds {names}, which export.py did not write: move it away first")
     temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
     new, old = temporary / "new", temporary / "old"
     try:
@@ -89,7 +91,7 @@ def replace_folder(folder: Path, contents: dict[str, bytes]) -> None:
             os.rename(folder, old)
         os.rename(new, folder)
     except OSError as error:
-        error.filename = error.filename or str(folder)  # a full disk does not say which file it had no room for
+        error.filename = error.filename or str(folder)  # a full disk does not name the file
         raise
     finally:
         if old.exists() and not folder.exists():  # interrupted between the two renames
@@ -101,10 +103,10 @@ def read_flags() -> Namespace:
     parser = make_parser(__doc__)
     group = parser.add_argument_group("the export")
     group.add_argument("--gguf", action="store_true", help="write model.gguf too, in float32")
-    group.add_argument("--quantize", choices=["q8_0"], help="with --gguf: 8 bits a weight, a quarter of the size")
-    license_help = "of the weights, as the hub names it; your choice, within what the license of the text allows"
+    group.add_argument("--quantize", choices=["q8_0"], help="with --gguf: 8-bit weights, a quarter the size")
+    license_help = "of the weights, as the hub names it; your choice, within what the text's license allows"
     group.add_argument("--license", help=f"{license_help} [mit for the bundled text, else unknown]")
-    group.add_argument("--hardware", help="what the model was trained on, for the card [that of the export is named]")
+    group.add_argument("--hardware", help="what trained the model, for the card [the machine of the export]")
     args = parse_args(parser)
     if args.quantize and not args.gguf:
         raise UserError("--quantize is for model.gguf: give --gguf, too")
@@ -125,7 +127,8 @@ def main() -> None:
     for name, content in contents.items():
         print(f"{out / FOLDER / name}  {len(content):,} bytes")
     if license == UNKNOWN_LICENSE:
-        print("the model card names no license: choose one that the license of the text allows, with --license")
+        advice = "choose one that the license of the text allows, with --license"
+        print(f"the model card names no license: {advice}")
     print(f'to open it:  AutoModelForCausalLM.from_pretrained("{out / FOLDER}")  of transformers')
 
 

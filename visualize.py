@@ -1,8 +1,8 @@
 """Show how the trained model works, on one page:  python visualize.py "Столица Франции —"
 
-Writes visualization.html to out_dir: one file with the model in it. It opens in any browser, offline, runs the
-model on what you type, and shows every step. It also shows averages, measured on the model's own text. If the run
-kept snapshots of its weights, a slider goes back to them.
+Writes visualization.html to out_dir: one file with the model in it. It opens in any browser, offline, runs
+the model on what you type, and shows every step. It also shows averages, measured on the model's own text.
+If the run kept snapshots of its weights, a slider goes back to them.
 With --png FILE, draws the attention weights of all heads on the prompt instead.
 """
 
@@ -29,8 +29,8 @@ def write_page(html: str, path: Path) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("prompt", nargs="?", default=PROMPT, help=f"the text that the page opens with [{PROMPT}]")
-    parser.add_argument("--png", metavar="FILE", type=Path, help="draw the attention on the prompt into FILE instead")
+    parser.add_argument("prompt", nargs="?", default=PROMPT, help=f"the text the page opens with [{PROMPT}]")
+    parser.add_argument("--png", metavar="FILE", type=Path, help="draw the attention on it into FILE instead")
     args = parse_args(parser)
     out_dir = Path(args.out_dir)
     model = load_model(out_dir)

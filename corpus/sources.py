@@ -1,7 +1,7 @@
-"""Where the text comes from: articles of a data set of the Hugging Face hub, of a local file or folder, or the bundled ones.
+"""The articles of a text: a data set of the Hugging Face hub, a local file or folder, or the bundled ones.
 
-Files are read as UTF-8; .jsonl, .json, .csv and .parquet files have a column with the text, in a .txt file every line is an
-article. Local files are read here, not by `datasets`: it takes file names for patterns and keeps a copy of every file.
+Files are read as UTF-8: .txt with an article a line; .jsonl, .json, .csv and .parquet with a column of texts.
+Local files are read here, not by `datasets`: it takes file names for patterns and copies every file.
 """
 
 import contextlib
@@ -28,8 +28,9 @@ BUNDLED_FILE = Path(__file__).parent.parent / "data" / "articles.jsonl"
 STANDS_IN_FOR = "Den4ikAI/russian_cleared_wikipedia"  # the data set of the hub, if the hub cannot be reached
 FORMATS = (".jsonl", ".json", ".txt", ".csv", ".parquet")
 # What train.py and the other scripts write into out_dir, which may also hold the text
-OUTPUT_FILES = {"training_log.csv", "training_samples.jsonl", "evaluation.json", "bench.json", "bpe_tokenizer.json"}
-OUTPUT_FILES |= {f"{name}.json" for name in ("emergence", "case_circuit", "case_circuit_pair", "ablations", "scaling")}
+OUTPUT_FILES = {"training_log.csv", "training_samples.jsonl", "evaluation.json", "bench.json"}
+OUTPUT_FILES |= {"bpe_tokenizer.json", "emergence.json", "case_circuit.json", "case_circuit_pair.json"}
+OUTPUT_FILES |= {"ablations.json", "scaling.json"}
 OUTPUT_FOLDERS = {"cache", "huggingface", "previous", "previous.moving", "previous.old", "snapshots"}
 OUTPUT_FOLDERS |= {"ablations", "scaling", "recipes"}
 HUB_PATIENCE = 5  # seconds within which the hub must answer
@@ -52,13 +53,13 @@ DROPPED = dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"))  # soft hyphen, zero-wid
 
 
 def clean(text: str) -> str:
-    """A text as the tokenizer should see it: й and ё in one character (NFC), no soft hyphens, no zero-width spaces."""
-    text = text.encode("utf-8", "replace").decode("utf-8")  # half of a surrogate pair, as JSON may hold, becomes "?"
+    """A text as the tokenizer sees it: NFC (й and ё one character), no soft hyphens or zero-width spaces."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair, as in JSON, becomes "?"
     return unicodedata.normalize("NFC", text.translate(DROPPED))
 
 
 def load_articles(name: str, column: str) -> Articles:
-    """The articles of a local file or folder, of the bundled encyclopedia, or of a data set of the hub (its split train).
+    """The articles of a local file or folder, the bundled encyclopedia, or a hub data set (split train).
 
     Raises ConnectionError if the hub cannot be reached and no copy is cached, UserError for everything else.
     """
@@ -74,14 +75,15 @@ def load_articles(name: str, column: str) -> Articles:
 
 def is_hub_name(name: str) -> bool:
     """Whether the name is that of a data set of the hub, and not of a file or folder."""
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not format_of(Path(name)) and not Path(name).exists()
+    path = Path(name)
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not format_of(path) and not path.exists()
 
 
 def load_articles_or_bundled(name: str, column: str) -> tuple[Articles, str]:
-    """load_articles(), and the name of what was loaded: the bundled encyclopedia stands in for its data set of the hub.
+    """load_articles(), and the name of the text: the bundled one stands in for its data set of the hub.
 
-    A folder that is called like a data set of the hub, texts/books, is named ./texts/books, so that the two can be told
-    apart where the folder is not. Raises UserError for everything that is wrong.
+    A folder called like a data set of the hub, texts/books, is named ./texts/books, so that the two can be
+    told apart where the folder is not. Raises UserError for everything that is wrong.
     """
     try:
         articles = load_articles(name, column)
@@ -93,7 +95,8 @@ def load_articles_or_bundled(name: str, column: str) -> tuple[Articles, str]:
                 f"{name}: there is no such file or folder here, and the Hugging Face hub cannot be reached "
                 "to look for a data set of that name (--dataset)"
             ) from error
-    print("  the Hugging Face hub cannot be reached, so the bundled encyclopedia stands in (data/articles.jsonl)")
+    stand_in = "the bundled encyclopedia stands in (data/articles.jsonl)"
+    print(f"  the Hugging Face hub cannot be reached, so {stand_in}")
     return load_articles(BUNDLED, column), BUNDLED
 
 
@@ -101,27 +104,32 @@ def load_articles_or_bundled(name: str, column: str) -> tuple[Articles, str]:
 
 
 def load_files(path: Path, column: str) -> Articles:
-    """The articles of a file, or of all text files in a folder and its subfolders, in the order of their names."""
+    """The articles of a file, or of all text files in a folder and its subfolders, in order of name."""
     files = list(text_files(path)) if path.is_dir() else [path]
     formats = {format_of(file) for file in files}
     if len(formats) != 1 or None in formats:
-        what = f"files of several formats: {', '.join(sorted(formats))}" if len(formats) > 1 else "no text file"
-        raise UserError(f"{path}: {what}; what can be read is {', '.join(FORMATS)}, also with .xz or .gz behind")
+        readable = ", ".join(FORMATS)
+        what = "no text file"
+        if len(formats) > 1:
+            what = f"files of several formats: {', '.join(sorted(formats))}"
+        raise UserError(f"{path}: {what}; what can be read is {readable}, also with .xz or .gz behind")
     if formats == {".txt"}:
         wrapped = {file for file in files if is_hard_wrapped(file)}
+        what = "most lines end in mid-sentence, so articles end at blank lines, not at every line"
         for file in sorted(wrapped):
-            print(f"  {file}: most lines end in mid-sentence, so articles end at blank lines, not at every line")
+            print(f"  {file}: {what}")
         return Articles(lambda: chain.from_iterable(read_txt(file, file in wrapped) for file in files))
     return Articles(lambda: chain.from_iterable(read_column(file, column) for file in files))
 
 
 def text_files(folder: Path) -> Iterator[Path]:
-    """The text files below a folder. Hidden files and folders are left out, and so is what train.py writes beside them."""
+    """The text files below a folder: no hidden files and folders, nor what train.py writes beside them."""
     visited = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         is_run = "parameters.pt2" in names or "checkpoint.pt.lock" in names
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not (is_run and f in OUTPUT_FOLDERS))
+        left_out = OUTPUT_FOLDERS if is_run else set()
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in left_out)
         if real in visited:  # a link back to a folder above
             folders.clear()
             continue
@@ -139,7 +147,7 @@ def format_of(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """The file, unpacked. Raises UserError, naming it, for every way in which a reader fails on a broken file."""
+    """The file, unpacked. Raises UserError, naming it, however a reader fails on a broken file."""
     opener = {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix.lower(), open)
     try:
         with opener(path, "rb") as file:
@@ -166,12 +174,12 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def likely_encoding(path: Path, opener: Callable) -> str:
-    """Which encoding of Russian a file probably has: the one in which it has more of the most frequent letters."""
+    """The likely encoding of a Russian file: the one in which it has more of the most frequent letters."""
     with opener(path, "rb") as file:
         data = file.read(100_000)
     frequent = {code: sum(map(data.decode(code, "replace").count, "оеаинт")) for code in ("cp1251", "koi8-r")}
     code = max(frequent, key=frequent.get)
-    return conversion(path, {"cp1251": "CP1251", "koi8-r": "KOI8-R"}[code]) if frequent[code] > len(data) / 10 else ""
+    return conversion(path, code.upper()) if frequent[code] > len(data) / 10 else ""
 
 
 def conversion(path: Path, encoding: str) -> str:
@@ -184,9 +192,9 @@ def conversion(path: Path, encoding: str) -> str:
 
 def read_column(path: Path, column: str) -> Iterator[str | None]:
     """The texts in a column of a .jsonl, .json, .csv or .parquet file."""
-    read = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}[format_of(path)]
+    readers = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv, ".parquet": read_parquet}
     found = False
-    for record in read(path):
+    for record in readers[format_of(path)](path):
         if not isinstance(record, dict):
             raise UserError(f"{path}: every record must be an object with a column {column!r}")
         found = found or column in record
@@ -201,7 +209,7 @@ def read_column(path: Path, column: str) -> Iterator[str | None]:
 
 
 def read_jsonl(path: Path) -> Iterator[object]:
-    """A JSON value a line. Lines end with a line feed; other separators, such as U+2028, may stand in a text."""
+    """A JSON value a line. Lines end with a line feed; other separators, such as U+2028, may be in a text."""
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.isspace():
@@ -229,15 +237,15 @@ def read_json(path: Path) -> Iterator[object]:
 
 
 def read_csv(path: Path) -> Iterator[dict[str, str]]:
-    """Rows as dictionaries. Raises UserError if a row has more fields than the header: then a text has commas in it."""
+    """Rows as dictionaries. Raises UserError if a row has more fields than the header (commas in a text)."""
     old_limit = csv.field_size_limit(2**31 - 1)  # characters in a field; Python's own limit is 131,072
     try:
         with open_text(path) as file:
             rows = csv.reader(file, strict=True)
             header = next(rows, [])
             if len(header) == 1 and re.search("[;\t|]", header[0]):
-                separator = re.search("[;\t|]", header[0])[0].replace("\t", "a tab")
-                raise UserError(f"{path}: its columns seem to be separated by {separator}; save it with commas")
+                mark = re.search("[;\t|]", header[0])[0].replace("\t", "a tab")
+                raise UserError(f"{path}: its columns seem to be separated by {mark}; save it with commas")
             for row in rows:
                 if len(row) > len(header):
                     raise UserError(
@@ -268,12 +276,12 @@ def read_txt(path: Path, hard_wrapped: bool) -> Iterator[str]:
         for blank, group in groupby(file, str.isspace):
             if not blank:
                 lines = [line.rstrip("\r\n") for line in group]
-                cut_anywhere = len(lines) > 2 and len({len(line) for line in lines[:-1]}) == 1  # even inside words
+                cut_anywhere = len(lines) > 2 and len(set(map(len, lines[:-1]))) == 1  # even inside words
                 yield "".join(lines) if cut_anywhere else " ".join(line.strip() for line in lines)
 
 
 def is_hard_wrapped(path: Path) -> bool:
-    """Whether most lines end in mid-sentence: without a full stop, and the next line goes on with a small letter."""
+    """Whether most lines end in mid-sentence: no full stop, and a small letter begins the next line."""
     with open_text(path) as file:
         lines = [line.strip() for line in islice(file, 2000)]
     pairs = [(a, b) for a, b in zip(lines, lines[1:]) if a and b]
@@ -285,19 +293,21 @@ def is_hard_wrapped(path: Path) -> bool:
 
 
 def load_from_hub(name: str, column: str) -> Articles:
-    """The articles of a data set of the hub. Raises ConnectionError if the hub cannot be reached and no copy is cached."""
+    """The articles of a hub data set. Raises ConnectionError if there is neither hub nor cached copy."""
     datasets = datasets_package(name)
     try:
         table = datasets.load_dataset(name, split="train")
     except ConnectionError:
         raise
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise UserError(f"{name}: no such file or folder, and the hub has no such data set, or not for you") from error
+        what = "no such file or folder, and the hub has no such data set, or not for you"
+        raise UserError(f"{name}: {what}") from error
     except Exception as error:  # a broken data set fails in many ways
         cause = error.__cause__ or error
         raise UserError(f"{name}: cannot be read: {type(cause).__name__}: {cause}") from error
-    if column not in table.column_names:
-        raise UserError(f"{name} has no column {column!r}, only {', '.join(table.column_names)} (--text_column)")
+    columns = table.column_names
+    if column not in columns:
+        raise UserError(f"{name} has no column {column!r}, only {', '.join(columns)} (--text_column)")
     kind = getattr(table.features[column], "dtype", "lists or objects")
     if kind not in ("string", "large_string", "string_view", "null"):
         raise UserError(f"{name}: the column {column!r} holds {kind}, not text (--text_column)")
@@ -310,17 +320,17 @@ def load_from_hub(name: str, column: str) -> Articles:
 
 
 def datasets_package(name: str) -> ModuleType:
-    """The package `datasets`, ready to load a data set of the hub, or its cached copy if the hub does not answer."""
+    """The package `datasets`, ready to load from the hub, or from its cache if the hub does not answer."""
     import datasets  # here, because it takes a second
 
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # or it reports every file to the hub, and waits for the answer
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # else it reports every file to the hub, and waits
     if not datasets.config.HF_HUB_OFFLINE and not hub_answers(name):
         datasets.config.HF_HUB_OFFLINE = True  # look for a cached copy only, and at once
     return datasets
 
 
 def hub_answers(name: str) -> bool:
-    """Whether the hub answers at all within HUB_PATIENCE. In a thread, since an unreachable name server takes longer."""
+    """Whether the hub answers within HUB_PATIENCE. In a thread: an unreachable name server takes longer."""
     from huggingface_hub import constants, utils
 
     answered = []

@@ -1,7 +1,7 @@
 """Token files: articles -> token ids in one memory-mapped file each for training and validation.
 
-prepare_corpus() trains the tokenizer, encodes the articles in several processes, and keeps the result in a cache folder,
-so that a second run on the same text starts at once.
+prepare_corpus() trains the tokenizer, encodes the articles in several processes, and keeps the result in a
+cache folder, so that a second run on the same text starts at once.
 """
 
 import contextlib
@@ -50,8 +50,8 @@ def prepare_corpus(
 ) -> Corpus:
     """Train the tokenizer on the articles and encode them, or find both in the cache folder.
 
-    The last val_fraction of the articles (at least one) are held out: neither tokenizer nor model trains on them. If
-    there is a single article, its last sentences are held out. Raises UserError if there is no text, or one sentence only.
+    The last val_fraction of the articles (at least one) are held out: neither tokenizer nor model trains on
+    them. Of a single article, its last sentences are held out. Raises UserError for fewer than two sentences.
     """
     text_hash = hashlib.blake2b(digest_size=8)
     num_articles = num_chars = 0
@@ -102,8 +102,9 @@ def _remove_stale_folders(cache: Path) -> None:
 
 
 def _build_cache(
-    articles: Iterable[str], num_train: int, num_chars: int, folder: Path, vocab_size: int, tokenizer_chars: int
-) -> None:
+    articles: Iterable[str], num_train: int, num_chars: int,
+    folder: Path, vocab_size: int, tokenizer_chars: int,
+) -> None:  # fmt: skip
     """Write bpe_tokenizer.json, train.bin, val.bin and about.json into the folder."""
     every = math.ceil(num_chars / tokenizer_chars)
     portion = "all" if every == 1 else f"one in {every}"
@@ -140,7 +141,8 @@ def open_cache(folder: Path) -> Corpus | None:
     try:
         about = json.loads((folder / "about.json").read_text())
         tokenizer = load_tokenizer(folder / "bpe_tokenizer.json")
-        train, val = (np.memmap(folder / f"{part}.bin", id_dtype(tokenizer), "r") for part in ("train", "val"))
+        train = np.memmap(folder / "train.bin", id_dtype(tokenizer), "r")
+        val = np.memmap(folder / "val.bin", id_dtype(tokenizer), "r")
         if (len(train), len(val)) != (about["train_tokens"], about["val_tokens"]):
             return None
         if max(train.max(), val.max()) >= tokenizer.get_vocab_size():
@@ -159,10 +161,10 @@ def id_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 
 class Encoder:
-    """encode() for millions of characters: article -> its token ids as bytes. It remembers the words it has encoded.
+    """encode() for millions of characters: article -> its token ids as bytes. It remembers encoded words.
 
-    PRETOKENIZER_PATTERN always cuts where a word or a mark is followed by a space and a word. So what stands between
-    two such places has the same tokens everywhere, and is encoded once.
+    PRETOKENIZER_PATTERN always cuts where a word or a mark is followed by a space and a word. So what stands
+    between two such places has the same tokens everywhere, and is encoded once.
     """
 
     # A space before a word or an opening mark, or the inside of "<EOS>" in a text (see tokenizer.EOS_IN_TEXT)
@@ -188,7 +190,7 @@ class Encoder:
 def _encode_all(
     articles: Iterable[str], num_chars: int, tokenizer: Tokenizer
 ) -> Iterator[tuple[list[bytes], list[int]]]:
-    """Batches of encoded articles and of their lengths in characters, in order. A long text uses all cores."""
+    """Batches of encoded articles and their lengths in characters, in order. A long text uses all cores."""
     if num_chars < PARALLEL_FROM:
         encoder = Encoder(tokenizer)
         for article in articles:
@@ -208,7 +210,7 @@ def _encode_all(
 
 @contextlib.contextmanager
 def _interrupt_delayed() -> Iterator[None]:
-    """Ctrl-C comes through after the block. While a process forks, Python would lose it: errors of fork hooks are ignored."""
+    """Ctrl-C waits for the end of the block. A fork would lose it: Python ignores errors of fork hooks."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -232,7 +234,7 @@ def _batches(articles: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _start_worker(tokenizer_json: str) -> None:
-    """Prepare a worker process. It ends when its parent ends, even if the parent was killed, and leaves Ctrl-C to it."""
+    """Prepare a worker process. It leaves Ctrl-C to its parent and ends with it, even if that was killed."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()

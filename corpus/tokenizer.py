@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from llm import LLM
 
 EOS = "<EOS>"  # ends every sentence
-# "<EOS>" in a text is five characters, not the end of a sentence, so it is cut where the pattern below cuts it anyway.
+# Cuts "<EOS>" in a text (five characters that end no sentence) where the pattern below cuts it, too
 EOS_IN_TEXT = re.compile(r"(?<=<)(?=EOS>)")
 LONGEST_PIECE = 5000  # characters; longer sentences are cut before the tokenizer trains on them
 
-# The text is cut into these pieces before BPE, and no token crosses a cut: a word with the space before it, a number,
-# punctuation (with the white space that ends a sentence), other white space. token_files.Encoder.CUT relies on it.
+# BPE works inside these pieces, so no token crosses a cut: a word with the space before it, a number,
+# punctuation (with the white space that ends a sentence), other white space. Encoder.CUT relies on it.
 PRETOKENIZER_PATTERN = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+(?:\s+\z)?|\s+(?!\S)|\s+"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) with vocab_size entries.
 
-    The entries are <EOS>, the 256 bytes, and merges, each the most frequent pair at the time. Since every text is a
-    sequence of bytes, no text is unknown.
+    The entries are <EOS>, the 256 bytes, and merges, each the most frequent pair at the time. Since every
+    text is a sequence of bytes, no text is unknown.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _training_pieces(text: str) -> list[str]:
-    """The sentences of a text, cut at LONGEST_PIECE: a word of millions of letters would take hours to train on."""
+    """The sentences of a text, cut at LONGEST_PIECE: a word of millions of letters would train for hours."""
     pieces = []
     for sentence in split_sentences(text):
         pieces += [sentence[i : i + LONGEST_PIECE] for i in range(0, len(sentence), LONGEST_PIECE)]
@@ -71,14 +71,14 @@ def load_tokenizer(path: Path, model: "LLM | None" = None) -> Tokenizer:
         probe = "Проба: 1 ё 🙂."
         ids = encode(tokenizer, probe)
         ids_are_complete = sorted(vocabulary.values()) == list(range(len(vocabulary)))
-        has_all_bytes = vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet())
-        if not ids_are_complete or not has_all_bytes or EOS not in vocabulary or tokenizer.decode(ids) != probe:
+        has_eos_and_bytes = vocabulary.keys() >= {EOS, *pre_tokenizers.ByteLevel.alphabet()}
+        if not ids_are_complete or not has_eos_and_bytes or tokenizer.decode(ids) != probe:
             raise UserError(f"{path} is damaged, or train.py did not make it")
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: train a model first with  python train.py") from error
     except (OSError, UserError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # tokenizers raises Exception, or PanicException, which is not even an Exception
+    except BaseException as error:  # an Exception of tokenizers, or its PanicException, which is none
         raise UserError(f"{path} is not a tokenizer: {error}") from error
     if model is not None:
         check_tokenizer(tokenizer, model, path)
@@ -86,22 +86,22 @@ def load_tokenizer(path: Path, model: "LLM | None" = None) -> Tokenizer:
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: "LLM", path: Path) -> None:
-    """Raise UserError unless the model was trained with this tokenizer. Models without a key are compared by size."""
+    """Raise UserError unless the model was trained with this tokenizer (by size if it has no key)."""
     size, expected_key = tokenizer.get_vocab_size(), model.trained_on.get("tokenizer", "")
     if size != model.vocab_size or expected_key not in ("", tokenizer_key(tokenizer)):
-        sizes = f"{size} and {model.vocab_size} entries"
-        raise UserError(f"{path} and parameters.pt2 do not belong together ({sizes}): run  python train.py  again")
+        mismatch = f"do not belong together ({size} and {model.vocab_size} entries)"
+        raise UserError(f"{path} and parameters.pt2 {mismatch}: run  python train.py  again")
 
 
 def tokenizer_key(tokenizer: Tokenizer) -> str:
-    """A hash of the vocabulary in the order of its ids. Two tokenizers with one key give every id the same meaning."""
+    """A hash of the vocabulary in the order of its ids. With the same key, every id has the same meaning."""
     vocabulary = tokenizer.get_vocab()
     in_order = "\n".join(sorted(vocabulary, key=vocabulary.get))
     return hashlib.blake2b(in_order.encode(), digest_size=8).hexdigest()
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The token ids of a text, with <EOS> after every sentence. Decoding them without special tokens gives the text."""
+    """The token ids of a text, with <EOS> after every sentence. Decoded without <EOS>, they give the text."""
     eos = tokenizer.token_to_id(EOS)
     ids = []
     for sentence in split_sentences(text):
@@ -112,13 +112,13 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[str, list[int]]:
-    """The prompt as it is shown, and its token ids: <EOS> first, since every sentence in training follows one.
+    """The prompt as shown, and its token ids: <EOS> first, since every sentence in training follows one.
 
-    It is cleaned as the training text is. White space at the end is dropped, since the model predicts it. A finished last
-    sentence is followed by <EOS>.
+    It is cleaned as the training text is. White space at the end is dropped, since the model predicts it.
+    A finished last sentence is followed by <EOS>.
     """
     prompt = clean(prompt).rstrip()
-    finished = bool(prompt) and split_sentences(prompt + " А")[-1] == "А"  # a word that follows begins a sentence
+    finished = bool(prompt) and split_sentences(prompt + " А")[-1] == "А"  # the next word begins a sentence
     if finished:
         prompt += " "
     ids = encode(tokenizer, prompt)
@@ -128,7 +128,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> tuple[str, list[int]]:
 
 
 def decode_sentences(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
-    """The sentences of a sequence of token ids, as text: it is cut after each <EOS>. At least one, perhaps empty."""
+    """The sentences of token ids, as text, cut after each <EOS>. At least one, perhaps empty."""
     eos, sentences = tokenizer.token_to_id(EOS), [[]]
     for token in ids:
         sentences[-1].append(token)

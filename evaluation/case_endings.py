@@ -36,14 +36,7 @@ CASES_AFTER = {
     **dict.fromkeys("за под".split(), ["accs", "ablt"]),
     **dict.fromkeys("с со".split(), ["gent", "ablt"]),
 }
-RARE_CASES_AFTER = {
-    "по": ["accs", "loct"],
-    "о": ["accs"],
-    "об": ["accs"],
-    "между": ["gent"],
-    "с": ["accs"],
-    "со": ["accs"],
-}
+RARE_CASES_AFTER = {"по": ["accs", "loct"], "между": ["gent"], **dict.fromkeys("о об с со".split(), ["accs"])}
 RARE_FORMS = set("V-oy V-ey V-ie V-bi V-be V-en V-ej V-sh Arch Infr Slng Dist Erro Supr".split())  # землёю
 MAX_TARGETS = 2000  # words that are asked for; of a longer text an even sample
 

@@ -30,13 +30,14 @@ from evaluation.samples import TEMPERATURES, evaluate_samples
 from evaluation.scoring import Scorer
 from experiments.ablated_models import ABLATIONS, WHOLE, write_model
 from experiments.harness import (
-    ROOT, SHORT_RUNS, Outcome, compare, half_interval, last_row, load_corpus, read_flags, shown,
+    ROOT, SHORT_RUNS, Outcome, compare, half_interval, load_corpus, read_flags, shown,
 )  # fmt: skip
 from llm import LLM
 from support.checkpoint import PARAMETERS, read_torch_file
 from support.cli import UserError, atomic_write, make_parser, run_script, write_json
 from support.device import choose_device
 from support.model_class import model_class
+from support.training_log import last_row
 
 RATES = (1, 2, 4)  # times --learning_rate, low for so short a run. Each model has its best one for seed 0
 MOST_SENTENCES, MOST_PAIRS = 450, 2000  # that grammar is measured on; of more, an even sample

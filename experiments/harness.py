@@ -28,7 +28,7 @@ from corpus.token_files import Corpus
 from dataset import load_text, text_settings
 from support.checkpoint import FOLDER_IN_USE, lock_folder
 from support.cli import UserError, check, parse_args
-from support.training_log import read_log
+from support.training_log import last_row
 
 ROOT = Path(__file__).parent.parent
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5% point, 2 to 10 runs
@@ -175,11 +175,6 @@ def train(out_dir: Path, flags: dict) -> Path:
     finished_file(out_dir).write_text(diverged[0] if diverged else "", encoding="utf-8")
     shutil.rmtree(out_dir / "cache", ignore_errors=True)
     return out_dir
-
-
-def last_row(out_dir: Path) -> dict[str, float]:
-    """The last row of a run's training_log.csv."""
-    return {name: column[-1] for name, column in read_log(out_dir).items()}
 
 
 def final_loss(out_dir: Path) -> float:

@@ -17,10 +17,11 @@ import torch
 
 from dataset import text_settings
 from evaluation.report import print_table
-from experiments.harness import SHORT_RUNS, compare, last_row, load_corpus, read_flags
+from experiments.harness import SHORT_RUNS, compare, load_corpus, read_flags
 from experiments.scaling_law import CONSTANTS, best_split, bounds, draw, draw_laws, fit, loss_of
 from llm import LLM
 from support.cli import UserError, make_parser, run_script, write_json
+from support.training_log import last_row
 
 WIDTHS = (32, 64, 128, 192)  # d_model of the runs
 SHARES = (1 / 16, 1 / 4, 1)  # of --tokens: what the runs of each width train on

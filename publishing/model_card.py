@@ -17,7 +17,7 @@ from evaluation.report import HELD_OUT, load_results
 from llm import LLM
 from publishing.qwen3 import NAME
 from support.cli import UserError
-from support.training_log import read_log
+from support.training_log import last_row
 
 UNKNOWN_LICENSE = "unknown"
 LICENSES = {BUNDLED: "mit"}  # of texts; the bundled one was written for this project and has its license
@@ -118,7 +118,7 @@ def figures_of_the_run(model: LLM, folder: Path) -> dict[str, str]:
         "text": public_name(training_text(model)),
     }
     try:
-        row = {name: column[-1] for name, column in read_log(folder).items()}
+        row = last_row(folder)
         figures |= {
             "trained on": f"{row['tokens']:,.0f} tokens, {row['seconds'] / 60:.1f} minutes",
             "training loss at the end": f"{row['train_loss']:.3f} nats per token",

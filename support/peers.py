@@ -1,5 +1,4 @@
-"""What bench.py measures beside ours: GPT-2 of transformers, nanoGPT, our own model in llama.cpp, and the
-matrix products alone.
+"""The peers of bench.py: GPT-2 of transformers, nanoGPT, our model in llama.cpp, the matrix products alone.
 
 A function that ends in _steps returns a function that makes `count` training steps as the peer's own code
 makes them. What a peer computes, and what bench.py generates with ours, is decorated with default_products().
@@ -29,18 +28,17 @@ from support.device import choose_device, keep_freed_memory
 
 
 class GenerationPeer(NamedTuple):
-    """generate(ids, count) continues each row of ids (B, T) by its likeliest tokens, or such as cost as much."""
+    """generate(ids, count) continues each row of ids (B, T) by its likeliest tokens, or as costly ones."""
 
     name: str
     generate: Callable[[Tensor, int], object]
-    # Of keys and values, up to the window; else it computes the whole window for each token
-    has_cache: bool = True
+    has_cache: bool = True  # of keys and values, up to the window; else each token computes the whole window
     streams: tuple[int, ...] = (1, 16)  # how many rows it can take
 
 
 @contextlib.contextmanager
 def default_products():
-    """Decorates code that is timed: float32 products as PyTorch computes them by itself, whatever choose_device() chose."""
+    """Decorates timed code: float32 products as in PyTorch by default, whatever choose_device() chose."""
     chosen = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -50,14 +48,15 @@ def default_products():
 
 
 def product_steps(args: Namespace, precision: str, count: int) -> Callable[[], None]:
-    """The matrix products of our training steps and nothing else: each forward, and backward for both its factors."""
+    """The matrix products of our training steps alone: each forward, and backward for both its factors."""
     device, dtype = choose_device(precision)
     keep_freed_memory()
     model = LLM(args.vocab_size, args.d_model, args.num_heads, args.num_layers, args.max_seq_len)
     rows, T = args.batch_size * args.max_seq_len, args.max_seq_len
     weights = [torch.randn(p.shape, device=device, dtype=dtype) for p in model.parameters() if p.dim() == 2]
     inputs = {size: torch.randn(rows, size, device=device, dtype=dtype) for p in weights for size in p.shape}
-    q = torch.randn(args.batch_size * args.num_heads, T, args.d_model // args.num_heads, device=device, dtype=dtype)
+    heads, head_size = args.batch_size * args.num_heads, args.d_model // args.num_heads
+    q = torch.randn(heads, T, head_size, device=device, dtype=dtype)
     scores = q @ q.transpose(-2, -1)
 
     def steps():
@@ -76,8 +75,9 @@ def gpt2_model(args: Namespace) -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel, logging
 
     logging.set_verbosity_error()
-    sizes = dict(n_layer=args.num_layers, n_head=args.num_heads, n_embd=args.d_model, n_positions=args.max_seq_len)
-    config = GPT2Config(vocab_size=args.vocab_size, bos_token_id=0, eos_token_id=0, **sizes)
+    sizes = dict(vocab_size=args.vocab_size, n_positions=args.max_seq_len, n_embd=args.d_model)
+    sizes |= dict(n_layer=args.num_layers, n_head=args.num_heads)
+    config = GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)
     return GPT2LMHeadModel(config).to(choose_device()[0])
 
 
@@ -116,13 +116,14 @@ def nanogpt_model(folder: str, args: Namespace) -> torch.nn.Module:
     sys.path.insert(0, folder)
     from model import GPT, GPTConfig
 
-    sizes = dict(n_layer=args.num_layers, n_head=args.num_heads, n_embd=args.d_model, block_size=args.max_seq_len)
+    sizes = dict(vocab_size=args.vocab_size, block_size=args.max_seq_len, n_embd=args.d_model)
+    sizes |= dict(n_layer=args.num_layers, n_head=args.num_heads)
     with contextlib.redirect_stdout(io.StringIO()):
-        return GPT(GPTConfig(vocab_size=args.vocab_size, dropout=0.0, bias=False, **sizes)).to(choose_device()[0])
+        return GPT(GPTConfig(dropout=0.0, bias=False, **sizes)).to(choose_device()[0])
 
 
 def nanogpt_steps(folder: str, args: Namespace, precision: str, count: int) -> Callable[[], None]:
-    """nanoGPT's training step as its train.py makes it, compiled, in autocast where the precision is not float32."""
+    """nanoGPT's training step as its train.py makes it: compiled, in autocast unless in float32."""
     model = nanogpt_model(folder, args)
     device, dtype = choose_device(precision)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -149,8 +150,7 @@ def nanogpt_generation(folder: str, args: Namespace) -> GenerationPeer:
 
 
 def llama_cpp_generation(model: LLM, tokenizer: Tokenizer) -> GenerationPeer:
-    """The same model as export.py --gguf --quantize q8_0 writes it, with the settings of the package
-    llama-cpp-python.
+    """Our model as export.py --gguf --quantize q8_0 writes it, with the settings of llama-cpp-python.
 
     In float32 if q8_0 does not fit the width.
     """

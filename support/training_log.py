@@ -44,6 +44,11 @@ def read_log(folder: Path) -> dict[str, list[float]]:
         raise UserError(f"{path} is not what train.py writes: {error}") from error
 
 
+def last_row(folder: Path) -> dict[str, float]:
+    """The last row of training_log.csv, {} if there is none. Raises UserError if the file is damaged."""
+    return {name: column[-1] for name, column in read_log(folder).items()}
+
+
 def read_samples(folder: Path) -> list[dict]:
     """The lines of training_samples.jsonl, none if there is no file. Raises UserError if one is not JSON."""
     path = folder / SAMPLES
