@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from corpus.sources import load_articles
-from corpus.tokenizer import decode_sentences, encode, load_tokenizer
+from corpus.tokenizer import decode_sentences, encode
 from dataset import load_text_of
 from evaluation.case_endings import evaluate_cases
 from evaluation.facts import BUNDLED_FACTS, evaluate_facts, load_facts
@@ -24,7 +24,7 @@ from evaluation.samples import evaluate_samples
 from evaluation.scoring import Scorer
 from evaluation.words import words_of
 from llm import LLM
-from support.checkpoint import TOKENIZER, load_model
+from support.checkpoint import load_model
 from support.cli import UserError, make_parser, parse_args, run_script
 from support.device import choose_device
 
@@ -67,8 +67,7 @@ def column_of(args: Namespace, model: LLM) -> str:
 def main() -> None:
     args = read_flags()
     began, folder = time.monotonic(), Path(args.out_dir)
-    model = load_model(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER, model)
+    model, tokenizer = load_model(folder)
 
     # Read the person's files first, so that errors in them show before any work
     everything = not (args.text or args.facts or args.pairs)

@@ -15,12 +15,12 @@ from pathlib import Path
 import safetensors.torch
 from tokenizers import Tokenizer, processors
 
-from corpus.tokenizer import EOS, load_tokenizer
+from corpus.tokenizer import EOS
 from llm import LLM
 from publishing.gguf_file import GGUF, gguf_file
 from publishing.model_card import UNKNOWN_LICENSE, license_of, model_card
 from publishing.qwen3 import qwen3_config, qwen3_tensors
-from support.checkpoint import TOKENIZER, load_model
+from support.checkpoint import load_model
 from support.cli import UserError, make_parser, parse_args, run_script
 
 FOLDER = "huggingface"
@@ -116,8 +116,7 @@ def read_flags() -> Namespace:
 def main() -> None:
     args = read_flags()
     out = Path(args.out_dir)
-    model = load_model(out)
-    tokenizer = load_tokenizer(out / TOKENIZER, model)
+    model, tokenizer = load_model(out)
     license = license_of(model, args.license)
     contents = exported_files(model, tokenizer, model_card(model, out, license, args.hardware, args.gguf))
     if args.gguf:

@@ -14,8 +14,8 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from corpus.tokenizer import EOS, encode_prompt, load_tokenizer
-from support.checkpoint import TOKENIZER, load_model
+from corpus.tokenizer import EOS, encode_prompt
+from support.checkpoint import load_model
 from support.cli import check, make_parser, parse_args, run_script
 from support.numpy_decoder import fastest_step
 
@@ -62,9 +62,7 @@ def main() -> None:
     check(args, "0 or above", ["top_k", "sentences"], lambda value: value >= 0)
     check(args, "at least 1", ["max_new_tokens", "num_samples"], lambda value: value >= 1)
 
-    folder = Path(args.out_dir)
-    model = load_model(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER, model)
+    model, tokenizer = load_model(Path(args.out_dir))
     sizes = model.architecture().items()
     differences = [f"{name}={value}" for name, value in sizes if value != getattr(args, name)]
     if differences:

@@ -8,13 +8,12 @@ With --png FILE, draws the attention weights of all heads on the prompt instead.
 
 from pathlib import Path
 
-from corpus.tokenizer import load_tokenizer
 from dataset import load_text_of
 from interpretability.attention_map import attention_png
 from interpretability.measurements import measure
 from interpretability.page import make_page
 from interpretability.snapshots import last_step_of, snapshot_losses
-from support.checkpoint import TOKENIZER, load_model, snapshot_paths
+from support.checkpoint import load_model, snapshot_paths
 from support.cli import atomic_write, make_parser, parse_args, run_script
 
 PROMPT = "Столица Франции — город"
@@ -33,8 +32,7 @@ def main() -> None:
     parser.add_argument("--png", metavar="FILE", type=Path, help="draw the attention on it into FILE instead")
     args = parse_args(parser)
     out_dir = Path(args.out_dir)
-    model = load_model(out_dir)
-    tokenizer = load_tokenizer(out_dir / TOKENIZER, model)
+    model, tokenizer = load_model(out_dir)
 
     if args.png:
         attention_png(model, tokenizer, args.prompt, args.png)

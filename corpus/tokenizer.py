@@ -8,16 +8,12 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from corpus.sentences import split_sentences
 from corpus.sources import clean
 from support.cli import UserError
-
-if TYPE_CHECKING:
-    from llm import LLM
 
 EOS = "<EOS>"  # ends every sentence
 # Cuts "<EOS>" in a text (five characters that end no sentence) where the pattern below cuts it, too
@@ -59,10 +55,10 @@ def _training_pieces(text: str) -> list[str]:
     return pieces
 
 
-def load_tokenizer(path: Path, model: "LLM | None" = None) -> Tokenizer:
+def load_tokenizer(path: Path) -> Tokenizer:
     """Load the tokenizer that train.py saved at path.
 
-    Raises UserError if the file is missing, is damaged, is not one of ours, or does not belong to the model.
+    Raises UserError if the file is missing, is damaged, or is not one of ours.
     """
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -80,17 +76,7 @@ def load_tokenizer(path: Path, model: "LLM | None" = None) -> Tokenizer:
         raise
     except BaseException as error:  # an Exception of tokenizers, or its PanicException, which is none
         raise UserError(f"{path} is not a tokenizer: {error}") from error
-    if model is not None:
-        check_tokenizer(tokenizer, model, path)
     return tokenizer
-
-
-def check_tokenizer(tokenizer: Tokenizer, model: "LLM", path: Path) -> None:
-    """Raise UserError unless the model was trained with this tokenizer (by size if it has no key)."""
-    size, expected_key = tokenizer.get_vocab_size(), model.trained_on.get("tokenizer", "")
-    if size != model.vocab_size or expected_key not in ("", tokenizer_key(tokenizer)):
-        mismatch = f"do not belong together ({size} and {model.vocab_size} entries)"
-        raise UserError(f"{path} and parameters.pt2 {mismatch}: run  python train.py  again")
 
 
 def tokenizer_key(tokenizer: Tokenizer) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from corpus.tokenizer import decode_sentences, load_tokenizer
+from corpus.tokenizer import decode_sentences
 from dataset import load_text_of
 from evaluation.scoring import share
 from interpretability.attention_map import token_label
@@ -33,7 +33,7 @@ from interpretability.patching import Patched, heads_and_mlps, patch, patch_stre
 from interpretability.probes import find_words, probe
 from interpretability.steering import steer
 from llm import LLM
-from support.checkpoint import TOKENIZER, load_model
+from support.checkpoint import load_model
 from support.cli import UserError, make_parser, parse_args, run_script, write_json
 
 NAME = "case_circuit"
@@ -123,8 +123,7 @@ def find_circuit(model: LLM, tokenizer: Tokenizer, args: Namespace) -> dict:
 def main() -> None:
     args = read_flags()
     began, folder = time.monotonic(), Path(args.out_dir)
-    model = load_model(folder)
-    tokenizer = load_tokenizer(folder / TOKENIZER, model)
+    model, tokenizer = load_model(folder)
     if args.clean is not None:
         pair = pair_of_texts(tokenizer, args.clean, args.corrupt)
         if len(pair.clean) > model.max_seq_len:

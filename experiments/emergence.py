@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from corpus.token_files import Corpus
-from corpus.tokenizer import EOS, decode_sentences, load_tokenizer
+from corpus.tokenizer import EOS, decode_sentences
 from dataset import load_text_of
 from evaluation.case_endings import evaluate_cases
 from evaluation.facts import BUNDLED_FACTS, Fact, evaluate_facts, load_facts
@@ -28,7 +28,7 @@ from experiments.harness import half_interval
 from interpretability.measurements import head_scores
 from interpretability.snapshots import read_snapshot
 from llm import LLM
-from support.checkpoint import PARAMETERS, TOKENIZER, load_model, snapshot_paths
+from support.checkpoint import PARAMETERS, load_model, snapshot_paths
 from support.cli import UserError, atomic_write, make_parser, parse_args, run_script, write_json
 from support.device import choose_device
 from support.training_log import read_log
@@ -51,13 +51,13 @@ class Run(NamedTuple):
 
 def open_run(folder: Path, args: Namespace) -> Run:
     """The run that left its weights in a folder. Raises UserError if it is unfinished or has no snapshots."""
-    model, snapshots, log = load_model(folder), snapshot_paths(folder), read_log(folder)
+    model, tokenizer = load_model(folder)
+    snapshots, log = snapshot_paths(folder), read_log(folder)
     if not snapshots or not log:
         command = "python train.py --snapshots 12"
         raise UserError(f"{folder} has no snapshots, or no training_log.csv: train with  {command}")
     if not model.trained_on.get("finished"):
         raise UserError(f"the run in {folder} has not finished: run  python train.py  again, and it goes on")
-    tokenizer = load_tokenizer(folder / TOKENIZER, model)
     corpus, _ = load_text_of(model, tokenizer, Namespace(**vars(args) | {"out_dir": str(folder)}))
     steps, paths = zip(*snapshots, (int(log["step"][-1]), folder / PARAMETERS))
     tokens_per_step = log["tokens"][-1] / log["step"][-1]

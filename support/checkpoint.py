@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import IO
 
 import torch
+from tokenizers import Tokenizer
 
 from corpus.token_files import Corpus
-from corpus.tokenizer import tokenizer_key
+from corpus.tokenizer import load_tokenizer, tokenizer_key
 from llm import LLM
 from support.cli import MAX_SEQ_LEN, UserError, atomic_write
 from support.training_log import LOG, SAMPLES
@@ -87,12 +88,19 @@ def load_weights(path: Path | str) -> LLM:
     return model.eval()
 
 
-def load_model(folder: Path) -> LLM:
-    """The trained model in a folder. Raises UserError if there is none, or none that can be read."""
+def load_model(folder: Path) -> tuple[LLM, Tokenizer]:
+    """The trained model in a folder, and its tokenizer. Raises UserError unless both are there and match."""
     try:
-        return load_snapshot(folder / PARAMETERS)
+        model = load_snapshot(folder / PARAMETERS)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: train a model first with  python train.py") from error
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    size = tokenizer.get_vocab_size()
+    key = model.trained_on.get("tokenizer", "")  # older weights have none
+    if size != model.vocab_size or key not in ("", tokenizer_key(tokenizer)):
+        mismatch = f"do not belong together ({size} and {model.vocab_size} entries)"
+        raise UserError(f"{folder / TOKENIZER} and {PARAMETERS} {mismatch}: run  python train.py  again")
+    return model, tokenizer
 
 
 def snapshot_paths(folder: Path) -> list[tuple[int, Path]]:

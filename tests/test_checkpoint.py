@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import time
 import weakref
@@ -20,7 +21,7 @@ from helpers import call, damaged
 
 import support.checkpoint as checkpoint
 from corpus.token_files import Corpus, prepare_corpus
-from corpus.tokenizer import load_tokenizer, tokenizer_key, train_tokenizer
+from corpus.tokenizer import tokenizer_key, train_tokenizer
 from llm import LLM
 from support.checkpoint import describe_differences, load_model, lock_folder, run_identity, save_model
 from support.cli import UserError
@@ -89,12 +90,12 @@ def test_a_damaged_file_is_refused_or_gives_what_was_saved(home, tmp_path, name)
     def read(folder):
         if name == "checkpoint.pt":
             return open_checkpoint(folder)
-        model = load_model(folder if name == "parameters.pt2" else home)
-        tokenizer_folder = folder if name == "bpe_tokenizer.json" else home
-        tokenizer = load_tokenizer(tokenizer_folder / "bpe_tokenizer.json", model)
+        model, tokenizer = load_model(folder)
         return model.state_dict(), sorted(tokenizer.get_vocab().items())
 
     good = read(home)
+    for other in ("parameters.pt2", "bpe_tokenizer.json"):
+        shutil.copy(home / other, tmp_path)
     refused, total = 0, 330
     for data in damaged((home / name).read_bytes(), total, seed=len(name)):
         (tmp_path / name).write_bytes(data)
@@ -247,9 +248,10 @@ def test_a_tokenizer_of_the_same_size_that_is_not_the_model_s(home, tmp_path):
     other = train_tokenizer(["Совсем другие слова о совершенно других вещах."] * 5, 300)
     assert other.get_vocab_size() == 300
     other.save(str(tmp_path / "bpe_tokenizer.json"))
+    shutil.copy(home / "parameters.pt2", tmp_path)
     with pytest.raises(UserError, match="do not belong together"):
-        load_tokenizer(tmp_path / "bpe_tokenizer.json", load_model(home))
-    load_tokenizer(home / "bpe_tokenizer.json", load_model(home))
+        load_model(tmp_path)
+    load_model(home)
 
 
 def test_the_loss_of_a_step_is_counted_and_not_kept(tmp_path):

@@ -12,7 +12,7 @@ from helpers import ARTICLES, call, write_articles
 from experiments import scaling, scaling_law
 from experiments.scaling import heads
 from experiments.scaling_law import best_split, bounds, draw_laws, fit, loss_of
-from support.checkpoint import load_model
+from llm import LLM
 
 SCRIPT = "experiments.scaling"
 TRUTH = np.array([2.4, 40.0, 0.28, 250.0, 0.38])  # E, A, a, B, b
@@ -122,7 +122,7 @@ def test_from_the_text_to_the_prediction(tmp_path, monkeypatch):
     assert [run["d_model"] for run in runs] == [width for width, _ in asked]
     assert [run["tokens"] for run in runs] == pytest.approx([tokens for _, tokens in asked], abs=64)
     for path in (tmp_path / "scaling").glob("*/parameters.pt2"):
-        model = load_model(path.parent)
+        model = LLM.load(path)
         counted = {run["parameters"] for run in runs if run["d_model"] == model.d_model}
         assert counted == {sum(parameter.numel() for parameter in model.parameters())}
     assert all(run["loss"] - run["law"] == pytest.approx(run["difference"]) for run in runs)
