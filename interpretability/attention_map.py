@@ -8,13 +8,14 @@ import torch
 from tokenizers import Tokenizer
 
 from corpus.tokenizer import encode_prompt
-from interpretability.trace import trace
+from interpretability.trace import run_layers
 from llm import LLM
 from support.cli import UserError, atomic_write
 
 MOST_LABELS = 64  # tokens named along an axis; of a longer text every second, third, ... token is named
 
 
+@torch.no_grad()
 def attention_png(model: LLM, tokenizer: Tokenizer, text: str, path: Path) -> None:
     """Write a PNG with one row per layer and one map per head; queries run down, keys run across.
 
@@ -28,7 +29,7 @@ def attention_png(model: LLM, tokenizer: Tokenizer, text: str, path: Path) -> No
     limit = model.max_seq_len
     if T > limit:
         raise UserError(f"the text has {T} tokens, more than the {limit} that the model sees at once")
-    layers = trace(model, torch.tensor([ids])).layers
+    layers = run_layers(model, torch.tensor([ids]))
     weights = torch.stack([layer.weights[0] for layer in layers]).double().numpy()  # (L, H, T, T)
     future = np.triu(np.ones((T, T), dtype=bool), 1)
     weights[..., future] = np.nan  # left blank

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from corpus.tokenizer import EOS
-from interpretability.trace import run_block, run_layers
+from interpretability.trace import run_layers
 from llm import LLM
 from support.training_log import read_log, read_samples
 
@@ -177,17 +177,16 @@ def ablation_losses(model: LLM, tokens: np.ndarray) -> list[list[float]]:
     rises = torch.zeros(model.num_layers, model.num_heads, dtype=torch.float64)  # sums over all tokens
     for input_ids, target_ids in window_batches(windows, "ablated heads"):
         base = target_losses(model(input_ids), target_ids).sum()
-        x = model.embedding(input_ids)  # (B, T, D), the residual stream before layer i
         cos, sin = model.rotary(0, input_ids.shape[1])
         for i, layer in enumerate(run_layers(model, input_ids)):
             for head in range(model.num_heads):
-                # Earlier layers do not depend on the head, so only layer i and the later ones run again
-                changed = run_block(model.blocks[i], x, cos, sin, [head]).residual
+                # Earlier layers do not depend on the head: only this MLP and the later layers run again
+                changed = layer.residual - layer.mlp_output - layer.head_outputs[:, head]  # (B, T, D)
+                changed = changed + model.blocks[i].mlp(model.blocks[i].mlp_norm(changed))
                 for block in model.blocks[i + 1 :]:
                     changed = block(changed, cos, sin)
                 loss = target_losses(model.logits(changed), target_ids).sum()
                 rises[i, head] += (loss - base).item()
-            x = layer.residual
     num_tokens = windows[:, 1:].numel()
     return (rises / num_tokens).tolist()
 

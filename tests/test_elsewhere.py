@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import NO_HUB, ROOT, call
+from small_models import trace
 
-from interpretability.trace import trace
 from llm import LLM
 
 PAGE = (ROOT / "docs" / "use_your_model_elsewhere.md").read_text(encoding="utf-8")

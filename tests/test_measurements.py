@@ -7,11 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import write_log
-from small_models import HEADS, LAYERS, VOCAB, T, random_tokens, small_model, without_head
+from small_models import HEADS, LAYERS, VOCAB, T, random_tokens, small_model, trace, without_head
 
 from corpus.tokenizer import train_tokenizer
 from interpretability import measurements
-from interpretability.trace import trace
 from llm import LLM
 from support.cli import UserError
 from support.training_log import read_log, read_samples

@@ -6,12 +6,12 @@ import pytest
 import torch
 from pages import browser, model, tokenizer  # noqa: F401
 from pages import move_slider, needs_browser, type_text, wait_for, written
+from small_models import trace
 
 import llm
 from corpus.sources import BUNDLED_FILE
 from corpus.tokenizer import EOS, encode, encode_prompt
 from interpretability.page import PARTS, join_parts
-from interpretability.trace import trace
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 pytestmark = needs_browser
@@ -92,8 +92,9 @@ def test_activations_are_those_of_python(page, model):
                 for head in range(model.num_heads):
                     assert sum(row[head]) == pytest.approx(1, abs=1e-5)
                     assert row[head] == pytest.approx(layer.weights[0, head, at, : at + 1].tolist(), abs=1e-4)
+            layer = layer._asdict() | {"attention_output": layer.head_outputs.sum(1)}
             for name in ("head_outputs", "attention_output", "activations", "mlp_output"):
-                there = getattr(layer, name)[0, ..., 7, :]
+                there = layer[name][0, ..., 7, :]
                 assert torch.allclose(torch.tensor(found[name][n]), there, rtol=0, atol=1e-3), (n, name)
 
 

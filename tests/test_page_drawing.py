@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from pages import browser, model, needs_browser, tokenizer, type_text, written  # noqa: F401
+from small_models import trace
 
 from corpus.tokenizer import encode_prompt
-from interpretability.trace import trace
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 pytestmark = needs_browser

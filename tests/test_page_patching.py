@@ -5,11 +5,11 @@ import copy
 import pytest
 import torch
 from pages import browser, model, move_slider, needs_browser, tokenizer, wait_for, written  # noqa: F401
+from small_models import trace
 
 from corpus.tokenizer import encode_prompt
 from interpretability.case_pairs import pair_of_texts
 from interpretability.patching import heads_and_mlps, patch
-from interpretability.trace import trace
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 pytestmark = needs_browser

@@ -5,7 +5,7 @@ import pytest
 import torch
 from circuit_models import CARRIER, STEMS, carried_pairs, carrying_model
 from helpers import call
-from small_models import HEADS, LAYERS, VOCAB, T, small_model
+from small_models import HEADS, LAYERS, VOCAB, T, small_model, trace
 
 import interpretability.steering as steering
 from corpus.tokenizer import train_tokenizer
@@ -17,8 +17,8 @@ from interpretability.patching import (
     Part, heads_and_mlps, make_batch, patch, patch_stream, patched_scores, ratio, record, roles, scores,
     streams,
 )  # fmt: skip
-from interpretability.trace import run_block, trace
-from llm import LLM
+from interpretability.trace import output_columns
+from llm import LLM, attention
 from support.cli import UserError
 
 
@@ -176,13 +176,13 @@ def test_where_the_stream_can_hold_the_difference(model):
 def run_by_hand(model: LLM, pair: Pair, part: Part, positions: list[int]) -> torch.Tensor:
     """The logits (T, V) of the corrupt sentence with the output of a part replaced, as a plain loop."""
     clean = trace(model, torch.tensor([pair.clean]))
-    clean_streams = [clean.embedding, *(layer.residual for layer in clean.layers)]
     x = model.embedding(torch.tensor([pair.corrupt]))
     cos, sin = model.rotary(0, x.shape[1])
     if part == Part("stream", 0):
-        x[0, positions] = clean_streams[0][0, positions]
+        x[0, positions] = clean.streams[0, 0, positions]
     for i, block in enumerate(model.blocks):
-        heads = run_block(block, x, cos, sin).head_outputs
+        q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
+        heads = attention(q, k, v)[0] @ output_columns(block.attention)
         if part.kind == "head" and part.layer == i:
             heads[0, part.head, positions] = clean.layers[i].head_outputs[0, part.head, positions]
         x = x + heads.sum(1)
@@ -191,7 +191,7 @@ def run_by_hand(model: LLM, pair: Pair, part: Part, positions: list[int]) -> tor
             mlp[0, positions] = clean.layers[i].mlp_output[0, positions]
         x = x + mlp
         if part == Part("stream", i + 1):
-            x[0, positions] = clean_streams[i + 1][0, positions]
+            x[0, positions] = clean.streams[i + 1, 0, positions]
     return model.logits(x)[0]
 
 

@@ -1,12 +1,12 @@
-"""The trace against the model: its logits, hooks on its parts, a model that ends earlier or lacks a head."""
+"""The recorded activations against the model: hooks on its parts, and a model that ends earlier."""
 
 import math
 
 import pytest
 import torch
-from small_models import HEADS, LAYERS, VOCAB, T, random_ids, small_model, without_head
+from small_models import HEADS, LAYERS, VOCAB, T, random_ids, small_model, trace
 
-from interpretability.trace import trace
+from interpretability.trace import run_layers
 from llm import LLM
 
 
@@ -16,7 +16,7 @@ def model() -> LLM:
 
 
 def record_with_hooks(model: LLM, layer: int, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the parts of one block take in or give out when the model reads ids, by the names of the trace."""
+    """What the parts of one block take in or give out when the model reads ids, by the names of Layer."""
     block = model.blocks[layer]
     seen = {}
 
@@ -37,18 +37,17 @@ def record_with_hooks(model: LLM, layer: int, ids: torch.Tensor) -> dict[str, to
     return seen
 
 
-def test_the_trace_is_the_forward_pass(model):
+def test_the_activations_are_those_of_the_forward_pass(model):
     ids = torch.cat((random_ids(1), random_ids(2)))
-    found = trace(model, ids)
-    assert torch.allclose(found.logits, model(ids), rtol=0, atol=1e-10)
-    assert torch.equal(found.embedding, model.embedding(ids))
-    assert len(found.layers) == LAYERS
-    for n, layer in enumerate(found.layers):
+    layers = list(run_layers(model, ids))
+    assert torch.allclose(model.logits(layers[-1].residual), model(ids), rtol=0, atol=1e-10)
+    assert len(layers) == LAYERS
+    for n, layer in enumerate(layers):
         seen = record_with_hooks(model, n, ids)
-        attention_input = seen.pop("attention_input")
+        attention_input, attention_output = seen.pop("attention_input"), seen.pop("attention_output")
         for name, expected in seen.items():
             assert torch.allclose(getattr(layer, name), expected, rtol=0, atol=1e-10), (n, name)
-        assert torch.allclose(layer.head_outputs.sum(1), layer.attention_output)
+        assert torch.allclose(layer.head_outputs.sum(1), attention_output, rtol=0, atol=1e-10)
 
         assert layer.weights.shape == (2, HEADS, T, T)
         assert torch.allclose(layer.weights.sum(-1), torch.ones(2, HEADS, T).double())
@@ -71,24 +70,15 @@ def test_the_last_layer_of_the_lens_is_the_prediction(model):
         assert torch.allclose(lens[n], shorter(ids), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("layer, head", [(0, 0), (1, 1), (2, 0)])
-def test_an_ablated_head(model, layer, head):
+def test_a_head_adds_what_the_model_without_it_lacks(model):
     ids = random_ids(3)
-    expected = without_head(model, layer, head)(ids)
-    assert torch.allclose(trace(model, ids, {(layer, head)}).logits, expected, rtol=0, atol=1e-10)
-    assert not torch.allclose(trace(model, ids).logits, expected, atol=1e-3)
+    found, without = trace(model, ids), trace(model, ids, {(1, 1)})
+    assert torch.equal(found.streams[1], without.streams[1])
+    heads = found.layers[1].head_outputs
+    assert torch.allclose(heads[:, 0], without.layers[1].head_outputs.sum(1), rtol=0, atol=1e-10)
+    assert heads[:, 1].abs().max() > 0.1
 
 
-def test_two_ablated_heads(model):
-    ids = torch.arange(5)[None]
-    found = trace(model, ids, {(0, 1), (2, 1)}).logits
-    assert torch.allclose(found, without_head(without_head(model, 0, 1), 2, 1)(ids), rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    "ids, ablated",
-    [([], ()), ([1] * (T + 1), ()), ([1], {(LAYERS, 0)}), ([1], {(0, HEADS)}), ([1], {(-1, 0)})],
-)
-def test_what_cannot_be_traced_is_refused(model, ids, ablated):
-    with pytest.raises(ValueError):
-        trace(model, torch.tensor([ids], dtype=torch.long), ablated)
+def test_a_text_that_is_too_long_is_refused(model):
+    with pytest.raises(ValueError, match="window"):
+        next(run_layers(model, random_ids(1, length=T + 1)))
