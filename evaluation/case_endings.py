@@ -6,7 +6,6 @@ no model: it counts how often the words of a text agree that must.
 """
 
 import functools
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evaluation.scoring import Scorer, share, shares
+from evaluation.scoring import Scorer, even_sample, share, shares
 from evaluation.words import RUSSIAN_WORD, morphology
 
 if TYPE_CHECKING:
@@ -168,8 +167,7 @@ def evaluate_cases(scorer: Scorer, sentences: list[str]) -> dict:
     """
     without_yo = writes_without_yo(sentences)
     targets = [target for sentence in sentences for target in find_targets(sentence, without_yo)]
-    if len(targets) > MAX_TARGETS:
-        targets = targets[:: math.ceil(len(targets) / MAX_TARGETS)]
+    targets = even_sample(targets, MAX_TARGETS)
     texts = [with_form(target, form) for target in targets for form in target.forms]
     scores = [-losses.sum() for losses in scorer.sentence_losses(texts, "case endings")]
 

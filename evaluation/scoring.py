@@ -181,6 +181,11 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
+def even_sample(items: list, most: int) -> list:
+    """The items, or every second, third, ... of them: at most `most`."""
+    return items[:: max(1, math.ceil(len(items) / most))]
+
+
 def share(right: Iterable[bool]) -> dict[str, int | float]:
     """The count, the share of the right ones ("accuracy") and its 95% interval; of none, the count alone."""
     right = [bool(each) for each in right]

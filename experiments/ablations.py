@@ -27,7 +27,7 @@ from evaluation.case_endings import evaluate_cases
 from evaluation.minimal_pairs import Pair, evaluate_pairs, load_pairs
 from evaluation.report import print_table
 from evaluation.samples import TEMPERATURES, evaluate_samples
-from evaluation.scoring import Scorer
+from evaluation.scoring import Scorer, even_sample
 from experiments.ablated_models import ABLATIONS, WHOLE, write_model
 from experiments.harness import (
     ROOT, SHORT_RUNS, Outcome, compare, half_interval, load_corpus, read_flags, shown,
@@ -93,10 +93,6 @@ def measure(run: Path, recipe: dict, corpus: Corpus, pairs: list[Pair], args: Na
         figures["minimal pairs"] = evaluate_pairs(scorer, pairs)["overall"]["accuracy"]
     write_json(kept, figures)
     return figures
-
-
-def even_sample(items: list, count: int) -> list:
-    return items[:: max(1, math.ceil(len(items) / count))]
 
 
 def measure_all(

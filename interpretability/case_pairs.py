@@ -6,7 +6,6 @@ so the model has to carry the case from the deciding word to the ending; counts 
 find_pairs() makes such pairs from real sentences, pair_of_texts() from two texts of a person's own.
 """
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from corpus.tokenizer import EOS, encode_prompt
 from evaluation.case_endings import CASES, Target, find_targets, parses_as, with_form, writes_without_yo
+from evaluation.scoring import even_sample
 from evaluation.words import lemma, morphology
 from support.cli import UserError
 
@@ -123,7 +123,7 @@ def find_pairs(targets: list[list[Target]], tokenizer: Tokenizer) -> list[Pair]:
     pairs = []
     for contrast in sorted(found):
         of_contrast = list(found[contrast].values())
-        pairs += of_contrast[:: max(1, math.ceil(len(of_contrast) / MAX_PAIRS))]
+        pairs += even_sample(of_contrast, MAX_PAIRS)
     return pairs
 
 

@@ -7,7 +7,6 @@ length shows what any disturbance does, and the loss on other text what it costs
 Shapes in the comments: N pairs, B windows of T tokens, D = d_model.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from evaluation.scoring import even_sample
 from interpretability.case_pairs import Pair
 from interpretability.measurements import window_losses
 from interpretability.patching import Part, at_last, changed, pair_batches, ratio, record, scores, streams
@@ -71,7 +71,7 @@ def right_ones(model: LLM, pairs: list[Pair]) -> list[Pair]:
     for batch in pair_batches(pairs):
         right = scores(model, batch.clean_ids, batch) > 0
         kept += [pair for pair, is_right in zip(batch.pairs, right) if is_right]
-    return kept[:: max(1, math.ceil(len(kept) / MOST_PAIRS))]
+    return even_sample(kept, MOST_PAIRS)
 
 
 def choose_pairs(model: LLM, pairs: list[Pair]) -> list[tuple[list[Pair], list[Pair]]]:
