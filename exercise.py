@@ -1,8 +1,8 @@
-"""Build it yourself: the model in thirteen steps, each checked as you write it. docs/build_it_yourself.md explains them.
+"""Build it yourself: the model in thirteen steps, each checked as you write it (docs/build_it_yourself.md).
 
 python exercise.py                          shows the steps and which of them pass
 python exercise.py start                    writes my_transformer.py here, for you to fill in
-python exercise.py check                    says what is wrong; check 7, or check attention: in that step alone
+python exercise.py check                    says what is wrong; check 7 or check attention: in that step alone
 python train.py --model my_transformer.py   trains the model that you have built
 """
 
@@ -28,14 +28,20 @@ SECONDS = 3  # of computing that a check may take
 MARKS = {"": "x", "not written yet": " "}  # of a step, by what is wrong with it
 
 # The steps whose code a step calls; it waits until they pass
-NEEDS = {"heads": ["norm", "rotary", "attention"], "block": ["norm", "heads", "mlp"], "model": ["norm", "block"]}
+NEEDS = {
+    "heads": ["norm", "rotary", "attention"],
+    "block": ["norm", "heads", "mlp"],
+    "model": ["norm", "block"],
+}
 
 
 def read_chapter() -> tuple[str, dict[str, str], dict[str, str]]:
     """How the file begins; the title of each step, and what is to be written in it, by the step's name."""
     # What precedes step 1; then of each step its name, its title and its text
-    before, *steps = re.split(r"^## \d+\. (\w+): (.+)$", CHAPTER.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    names, titles, texts = steps[::3], steps[1::3], steps[2::3]
+    chapter = CHAPTER.read_text(encoding="utf-8")
+    before, *steps = re.split(r"^## \d+\. (\w+): (.+)$", chapter, flags=re.MULTILINE)
+    names, titles = steps[::3], steps[1::3]
+    texts = [text.split("\n## ")[0] for text in steps[2::3]]  # without "Train it" after the last step
     stubs = {name: "\n\n\n".join(python_blocks(text)) for name, text in zip(names, texts)}
     return python_blocks(before)[0], dict(zip(names, titles)), stubs
 
@@ -73,7 +79,8 @@ def attempt(action: Callable) -> str:
     except checks.Wrong as wrong:
         return str(wrong)
     except (Exception, SystemExit) as error:
-        lines = [f"line {at.lineno}: " for at in traceback.extract_tb(error.__traceback__) if at.filename == str(FILE)]
+        calls = traceback.extract_tb(error.__traceback__)
+        lines = [f"line {call.lineno}: " for call in calls if call.filename == str(FILE)]
         return f"{''.join(lines[-1:])}{type(error).__name__}: {' '.join(str(error).split()):.200}"
     finally:
         sys.settrace(old_trace)
@@ -81,20 +88,24 @@ def attempt(action: Callable) -> str:
 
 
 def check(stubs: dict[str, str]) -> dict[str, str]:
-    """What is wrong with each step, "" if it passes. Raises UserError if the reader's file cannot be loaded."""
+    """What is wrong with each step, "" if it passes. Raises UserError if the reader's file does not load."""
     if not FILE.exists():
         raise UserError(f"there is no {FILE} here: write it with  python exercise.py start")
-    source = FILE.read_text(encoding="utf-8-sig", errors="replace")  # some editors of Windows write a mark at the beginning
+    source = FILE.read_text(encoding="utf-8-sig", errors="replace")  # some Windows editors write a BOM first
     mine, problems = ModuleType(FILE.stem), {}
     problem = attempt(lambda: exec(compile(source, str(FILE), "exec"), vars(mine)))
     if problem:
         raise UserError(f"{FILE} does not run: {problem}")
-    written = {getattr(node, "name", ""): ast.get_source_segment(source, node) for node in ast.parse(source).body}
+    nodes = ast.parse(source).body
+    written = {getattr(node, "name", ""): ast.get_source_segment(source, node) for node in nodes}
     for name, code in stubs.items():
         parts = [written.get(node.name, "") for node in ast.parse(code).body]
         unwritten = any(re.search(r"^ *\.\.\.$", part, re.MULTILINE) for part in parts)
         waits = next((f"waits for {need}" for need in NEEDS.get(name, []) if problems[need]), "")
-        problems[name] = "not written yet" if unwritten else waits or attempt(lambda: getattr(checks, f"check_{name}")(mine))
+        if unwritten:
+            problems[name] = "not written yet"
+        else:
+            problems[name] = waits or attempt(lambda: getattr(checks, f"check_{name}")(mine))
     return problems
 
 
@@ -109,7 +120,9 @@ def main() -> None:
     chosen = {i: name for i, name in enumerate(titles, 1) if args.step in (None, name, str(i))}
     if not chosen:
         raise UserError(f"there is no step {args.step!r}: python exercise.py  shows them")
-    problems = check(stubs) if args.command == "check" or FILE.exists() else dict.fromkeys(titles, "not written yet")
+    problems = dict.fromkeys(titles, "not written yet")
+    if args.command == "check" or FILE.exists():
+        problems = check(stubs)
     for i, name in chosen.items():
         print(f"{i:3} [{MARKS.get(problems[name], '!')}] {name:14} {titles[name]}")
         if args.command == "check" and problems[name]:

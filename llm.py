@@ -245,8 +245,8 @@ def sample(
     """Draw one token id (B,) for each row of logits (B, vocab_size) from softmax(logits / temperature).
 
     top_k > 0 draws from the k likeliest tokens only (Fan et al. 2018, arXiv:1805.04833). top_p < 1 draws from
-    the fewest likeliest tokens that together have probability top_p (Holtzman et al. 2020, arXiv:1904.09751).
-    Temperature 0 (below 1e-6) takes the likeliest token.
+    the fewest likeliest tokens that together have probability top_p of what top_k leaves (Holtzman et al.
+    2020, arXiv:1904.09751). Temperature 0 (below 1e-6) takes the likeliest token.
     """
     if temperature < 1e-6:
         return logits.argmax(dim=-1)

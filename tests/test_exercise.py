@@ -6,13 +6,14 @@ import doctest
 import inspect
 import json
 import re
+import sys
 import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from exercise_solution import SOLUTION
+from exercise_solution import SLIPS, SOLUTION
 from helpers import ARTICLES, SMALL, call, write_articles
 
 import exercise
@@ -24,93 +25,6 @@ from exercises import checks
 
 BEGINNING, TITLES, STUBS = exercise.read_chapter()
 FILE = "my_transformer.py"
-
-# The step, what a learner writes otherwise, and what the check says about it
-SLIPS = [
-    ("merge", "counts.update(zip(piece, piece[1:]))",
-     "counts.update(zip(sum(pieces, []), sum(pieces, [])[1:]))", "across the end"),
-    ("merge", "max(counts, key=counts.get)", "max(reversed(counts), key=counts.get)", "the last is taken"),
-    ("merge", "if tokens and (", "if not any(''.join(pair) in t for t in tokens) and tokens and (",
-     "only the first place"),
-    ("windows", "(len(self.tokens) - 1)", "len(self.tokens)", "the last target needs one token more"),
-    ("windows", "window[:-1], window[1:]", "window[:-1], window[:-1]", "the targets are the inputs"),
-    ("windows", "begin = index * self.max_seq_len", "begin = index", "the windows overlap"),
-    ("windows", ".astype(np.int64)", ".astype(np.int32)", "torch.int32"),
-    ("softmax", "powers.sum(dim=-1,", "powers.sum(dim=-2,", "over the wrong axis"),
-    ("softmax", "powers.sum(dim=-1, keepdim=True)", "powers.sum()", "the sum of everything"),
-    ("softmax", "x - x.max(dim=-1, keepdim=True).values", "x", "subtract the largest x"),
-    ("cross_entropy", "-of_targets.mean()", "-of_targets.sum()", "the sum, not the mean"),
-    ("cross_entropy", "-of_targets.mean()", "of_targets.mean()", "the sign"),
-    ("cross_entropy", "-of_targets.mean()", "-of_targets.mean() / math.log(2)", "bits, not nats"),
-    ("cross_entropy", "logits - logits.amax(dim=-1, keepdim=True)", "logits", "use logsumexp"),
-    ("norm", "self.weight * (x /", "(x /", "the weight is missing"),
-    ("norm", "mean_square = (", "x = x - x.mean(dim=-1, keepdim=True)\nmean_square = (", "LayerNorm"),
-    ("norm", "torch.sqrt(mean_square + NORM_EPS)", "(mean_square + NORM_EPS)", "the root is missing"),
-    ("norm", "mean_square + NORM_EPS", "mean_square", "eps is missing"),
-    ("norm", "torch.sqrt(mean_square + NORM_EPS)", "(torch.sqrt(mean_square) + NORM_EPS)",
-     "eps belongs inside"),
-    ("rotary", "torch.cos(angle), torch.sin(angle)",
-     "torch.cos(angle).repeat(1, 2), torch.sin(angle).repeat(1, 2)", "a column for each pair"),
-    ("rotary", "torch.arange(length)", "torch.arange(1, length + 1)", "begin at 0"),
-    ("rotary", "* 2 * pair", "* pair", "-2i / head_size"),
-    ("rotary", "a * cos - b * sin, b * cos + a * sin", "a * cos + b * sin, b * cos - a * sin",
-     "turns backwards"),
-    ("rotary", "a * cos - b * sin", "a * cos + b * sin", "the minus is missing"),
-    ("rotary", "a, b = x[..., :half], x[..., half:]\n"
-     "return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)",
-     "a, b = x[..., ::2], x[..., 1::2]\n"
-     "return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)", "half a head apart"),
-    ("attention", "key_place > query_place", "key_place > query_place + 1", "a position sees the next"),
-    ("attention", "key_place > query_place", "key_place >= query_place", "a position must see itself"),
-    ("attention", " / math.sqrt(q.shape[-1])", "", "the scale 1 / sqrt(d) is missing"),
-    ("attention", "softmax(scores)", "scores.softmax(dim=-2)", "over the wrong axis"),
-    ("attention", "key_place > query_place", "key_place > math.inf", "the mask is missing"),
-    ("attention", "key_place[-q.shape[2] :]", "key_place[: q.shape[2]]", "S - T + t"),
-    ("attention", ", -math.inf)", ", 0)", "use minus infinity"),
-    ("heads", "self.q_norm(q), self.k_norm(k)", "q, k", "not normalised"),
-    ("heads", "rotate(q, cos, sin), rotate(k, cos, sin), v", "q, k, v", "not turned"),
-    ("heads", "cos, sin), v", "cos, sin), rotate(v, cos, sin)", "the values must not be turned"),
-    ("heads", "mixed.permute(0, 2, 1, 3).reshape", "mixed.reshape", "before the heads are laid side by side"),
-    ("heads", "self.o_proj(mixed", "(mixed", "o_proj is missing"),
-    ("mlp", "gate * torch.sigmoid(gate)", "gate", "silu is missing"),
-    ("mlp", "gate, up = self", "up, gate = self", "exchanged"),
-    ("mlp", "gate * torch.sigmoid(gate)", "torch.sigmoid(gate)", "that is the sigmoid"),
-    ("mlp", "torch.sigmoid(gate) * up", "torch.sigmoid(gate)", "up is missing"),
-    ("block", "found = self.attention(self.attention_norm(x), cos, sin)\n"
-     "middle = x + self.dropout(found)\nreturn middle +",
-     "middle = self.dropout(self.attention(self.attention_norm(x), cos, sin))\nreturn",
-     "the residual stream is missing"),
-    ("block", "found = self", "x = self.attention_norm(x + self.attention(x, cos, sin))\n"
-     "return self.mlp_norm(x + self.mlp(x))\nfound = self", "not after"),
-    ("block", "found = self", "x = x + self.attention(x, cos, sin)\nreturn x + self.mlp(x)\nfound = self",
-     "the norms are missing"),
-    ("block", "self.dropout(", "(", "dropout is missing"),
-    ("model", "for layer in self.blocks:", "for layer in self.blocks[:1]:", "only one block is used"),
-    ("model", "    stream = layer(stream, cos, sin)\nreturn stream",
-     "    out = layer(stream, cos, sin)\nreturn out", "each block reads"),
-    ("model", "F.dropout(self.embedding(input_ids), self.dropout, self.training)",
-     "self.embedding(input_ids)", "dropout of the embedding is missing"),
-    ("model", "self.dropout, self.training)", "self.dropout)", "dropout is for training alone"),
-    ("model", "self.norm(x) @", "x @", "the last norm is missing"),
-    ("model", "self.residual(input_ids))", "self.residual(input_ids)[:, -1])", "not only the last"),
-    ("sample", "scores / temperature", "scores * temperature", "divide by the temperature"),
-    ("sample", "scores / temperature", "scores", "the temperature is not used"),
-    ("sample", "scores[:, :top_k], tokens[:, :top_k]", "scores[:, : top_k + 1], tokens[:, : top_k + 1]",
-     "one too many"),
-    ("sample", "before < top_p", "before + shares <= top_p", "the token that crosses top_p stays"),
-    ("sample", "torch.take_along_dim(tokens, place, dim=-1)", "place", "the place in sorted order"),
-    ("sample", "generator=generator", "generator=None", "the same generator"),
-    ("sample", "torch.multinomial(shares, 1, generator=generator)", "shares.argmax(-1, keepdim=True)",
-     "not drawn"),
-    ("adam", "m_hat = m / (1 - betas[0] ** step)\n    v_hat = v / (1 - betas[1] ** step)",
-     "m_hat, v_hat = m, v", "bias of m and v"),
-    ("adam", "v_hat.sqrt()", "v_hat", "the root of v is missing"),
-    ("adam", "p.sub_(", "p.add_(", "uphill"),
-    ("adam", "p.grad = None", "pass", "the next backward() adds to it"),
-    ("adam", "    p.grad = None", "p.grad = None", "the next backward() adds to it"),
-    ("adam", "    p.grad = None", "    p.grad = None\n    return", "change every p"),
-    ("adam", "p.sub_(rate", "p = p - (rate", "in place"),
-]  # fmt: skip
 
 
 def fill(solution: str = SOLUTION) -> str:
@@ -320,7 +234,7 @@ def losses(folder) -> list[float]:
         return [float(row["train_loss"]) for row in csv.DictReader(file)]
 
 
-def test_the_readers_model_trains_with_the_losses_of_ours(here):
+def test_the_readers_model_trains_with_the_losses_of_ours(here, monkeypatch, capsys):
     source = fill(SOLUTION.replace("stream = F.dropout", "open('used', 'w').close()\nstream = F.dropout"))
     (here / FILE).write_text(source, encoding="utf-8")
     text = write_articles(here / "text.jsonl", ARTICLES[:20])
@@ -333,6 +247,12 @@ def test_the_readers_model_trains_with_the_losses_of_ours(here):
     assert (here / "used").exists() and len(ours) >= 10
     assert mine[:10] == pytest.approx(ours[:10], abs=1e-4)
     assert call("generate.py", "Волга", "--out_dir", "mine", "--max_new_tokens", 5).code == 0
+
+    monkeypatch.chdir(here / "mine")
+    monkeypatch.setitem(sys.modules, "my_transformer", loaded(fill()))
+    lines = exercise.python_blocks(exercise.CHAPTER.read_text(encoding="utf-8"))[-1]  # under "Train it"
+    exec(lines, {})
+    assert "[[1.0000, 0.0000," in capsys.readouterr().out and lines not in "".join(STUBS.values())
 
 
 def test_a_model_that_cannot_be_trained_is_told_in_one_line(here):
