@@ -17,7 +17,7 @@ from corpus.sources import BUNDLED, is_hub_name, load_articles_or_bundled
 from corpus.token_files import Corpus, open_cache, prepare_corpus
 from corpus.tokenizer import encode, tokenizer_key
 from llm import LLM
-from support.cli import UserError
+from support.cli import UserError, check_hyperparameters
 from support.own_process import in_own_process
 
 __all__ = ["TextDataset", "encode", "load_text"]  # encode: text -> token ids, with <EOS> after every sentence
@@ -77,6 +77,7 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
     for name, value in model.trained_on.get("settings", {}).items():
         if name not in args.given:
             setattr(args, name, value)
+    check_hyperparameters(args)  # what a damaged file says
     corpus, name = load_text(args)
     same_text = model.trained_on.get("text", corpus.key) == corpus.key  # older weights do not name their text
     if not same_text or tokenizer_key(corpus.tokenizer) != tokenizer_key(tokenizer):

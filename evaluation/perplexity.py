@@ -32,7 +32,7 @@ def evaluate_text(scorer: Scorer, ids: list[int], text: str, train: np.ndarray) 
     all_losses |= {"bigram counts": bigram, "unigram counts": unigram}
     for name, losses in all_losses.items():
         total = float(losses.sum()) / math.log(2)
-        perplexity = math.exp(losses.mean())
+        perplexity = math.exp(min(losses.mean(), 700))  # e^710 is no number any more
         bits[name] = {"perplexity": perplexity, **per_unit(total)}
     compressed = 8 * len(lzma.compress(text.encode(), preset=9))
     bits["xz"] = per_unit(compressed)

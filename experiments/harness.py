@@ -71,7 +71,7 @@ def read_flags(parser: ArgumentParser, tokens: int, seeds: int, recipe: dict) ->
     parser.add_argument("--tokens", type=int, default=tokens, help=f"tokens of a run, at most [{tokens}]")
     parser.add_argument("--seeds", type=int, default=seeds, help=f"runs of each recipe [{seeds}]")
     args = parse_args(parser)
-    check(args, "at least 1", ["tokens", "seeds"], lambda value: value >= 1)
+    check(args, "from 1 to 10^12", ["tokens", "seeds"], lambda value: 1 <= value <= 10**12)
     vars(args).update({name: value for name, value in recipe.items() if name not in args.given})
     tokens, seeds = args.tokens, args.seeds
     del args.tokens, args.seeds  # train.py has no such flags

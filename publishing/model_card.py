@@ -97,7 +97,7 @@ def license_of(model: LLM, chosen: str | None) -> str:
 
 def training_text(model: LLM) -> str:
     """The --dataset that the model was trained on, "" for older weights, which do not say."""
-    return model.trained_on.get("settings", {}).get("dataset", "")
+    return str(model.trained_on.get("settings", {}).get("dataset", ""))
 
 
 def public_name(name: str) -> str:

@@ -78,6 +78,8 @@ def load_weights(path: Path | str) -> LLM:
             raise ValueError("its architecture is not that of its weights")
         model = LLM(**architecture)
         model.load_state_dict(state)
+        if not isinstance(model.trained_on.get("settings", {}), dict):
+            raise ValueError("its settings are no dictionary")
     except OSError:
         raise
     except Exception as error:  # a damaged file can make torch.load and the lines after it fail in many ways

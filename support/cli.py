@@ -69,6 +69,13 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """
     args = parser.parse_args()
     args.given = getattr(args, "given", frozenset())
+    check_hyperparameters(args)
+    args.out_dir = str(Path(args.out_dir).expanduser())
+    return args
+
+
+def check_hyperparameters(args: argparse.Namespace) -> None:
+    """Raise UserError if a hyperparameter has an impossible value."""
     check(args, "text", TEXT, lambda x: type(x) is str)
     check(args, "a whole number", WHOLE, lambda x: type(x) is int)
     check(args, "a number", REAL, lambda x: type(x) in (int, float))
@@ -93,8 +100,6 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
             f"--d_model {args.d_model} must divide into --num_heads {args.num_heads} heads of an even size, "
             "since rotary positions turn pairs of features"
         )
-    args.out_dir = str(Path(args.out_dir).expanduser())
-    return args
 
 
 def check(args: argparse.Namespace, requirement: str, names: list[str], holds: Callable) -> None:
@@ -153,6 +158,10 @@ def one_line(error: Exception) -> str | None:
             "not enough memory: train with a smaller --batch_size, --max_seq_len or --d_model, "
             "or generate fewer --num_samples"
         )
+    if "home directory" in text:  # Path.expanduser()
+        return "a path begins with ~ and a name that no user of this machine has"
+    if "probability tensor" in text:  # torch.multinomial()
+        return "the model computes numbers that are not finite: train it with a smaller --learning_rate"
     if isinstance(error, RuntimeError):
         return None
     if isinstance(error, OSError) and error.strerror:

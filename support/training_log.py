@@ -56,5 +56,5 @@ def read_samples(folder: Path) -> list[dict]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         lines = text.split("\n")  # not splitlines(): a sample may hold other separators
         return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not what train.py writes: {error}") from error

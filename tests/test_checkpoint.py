@@ -136,6 +136,7 @@ def test_weights_that_are_no_numbers_or_of_another_make(home, tmp_path):
         {first: huge, "_extra_state": {**state["_extra_state"], "vocab_size": 10**9}},
         {"_extra_state": {**state["_extra_state"], "max_seq_len": 2**40}},
         {"_extra_state": {**state["_extra_state"], "num_heads": 0}},
+        {"_extra_state": {**state["_extra_state"], "settings": 5}},
         {"_extra_state": "text"},
         {first: "text"},
         {"more": state[first]},

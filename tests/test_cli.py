@@ -120,6 +120,12 @@ def test_a_closed_terminal_ends_a_script_quietly(unbroken, closed):
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("flag", ["--out_dir", "--dataset"])
+def test_a_tilde_with_the_name_of_nobody(flag, tmp_path):
+    done = call("train.py", "--out_dir", tmp_path, flag, "~nobody-of-this-name/x")
+    assert done.code == 2 and "no user" in done.err and done.err.count("\n") == 1, done.err
+
+
 def test_a_tilde_in_out_dir_is_the_home_folder(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--out_dir", "~/model"])
     assert parse_args(make_parser("")).out_dir == os.path.expanduser("~/model")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,17 @@ def test_the_text_settings_of_the_run_travel_with_the_weights(trained, folder):
     assert results_in(trained)["facts"]["overall"]["count"] == len(FACTS)
     done = call("evaluate.py", "--out_dir", trained, "--val_fraction", 0.3)
     assert done.code == 2 and "was not trained on this text, or not on this part of it" in done.err
+
+
+def test_settings_that_a_damaged_file_holds_are_named(trained, tmp_path):
+    shutil.copy(trained / "bpe_tokenizer.json", tmp_path)
+    state = torch.load(trained / "parameters.pt2", weights_only=True)
+    saved = state["_extra_state"]
+    for name, value in (("val_fraction", 0), ("vocab_size", "600"), ("dataset", 5)):
+        changed = saved | {"settings": saved["settings"] | {name: value}}
+        torch.save(state | {"_extra_state": changed}, tmp_path / "parameters.pt2")
+        done = call("evaluate.py", "--out_dir", tmp_path)
+        assert done.code == 2 and f"--{name} must be" in done.err and done.err.count("\n") == 1, done.err
 
 
 def test_another_tokenizer_of_the_same_size_is_named(trained, tmp_path):

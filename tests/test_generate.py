@@ -1,5 +1,7 @@
 """generate.py as a person starts it."""
 
+import shutil
+
 import torch
 from helpers import call
 
@@ -30,6 +32,15 @@ def test_a_prompt_is_continued(trained):
     for prompt in ("", "🙂 שלום <EOS>\t", "слово " * 500, "Он ушёл."):
         code, out, err = call(*ask, prompt, "--max_new_tokens", 5)
         assert code == 0 and out.startswith(prompt.rstrip()), err
+
+
+def test_a_model_whose_numbers_overflow_is_named(trained, tmp_path):
+    shutil.copy(trained / "bpe_tokenizer.json", tmp_path)
+    state = torch.load(trained / "parameters.pt2", weights_only=True)
+    state["norm.weight"].fill_(3e38)
+    torch.save(state, tmp_path / "parameters.pt2")
+    done = call("generate.py", "Волга", "--out_dir", tmp_path)
+    assert done.code == 2 and "not finite" in done.err and "Traceback" not in done.err, done.err
 
 
 def test_an_article_that_ends_at_once_is_told_from_the_next(trained):

@@ -116,7 +116,7 @@ def test_a_recipe_stands_unless_the_command_line_says_otherwise(monkeypatch):
     assert (args.dropout, args.snapshots, tokens, seeds) == (0.1, 0, 7, 2)
     assert not hasattr(args, "tokens") and not hasattr(args, "seeds")
     monkeypatch.setattr("sys.argv", ["recipes", "--seeds", "0"])
-    with pytest.raises(UserError, match="--seeds must be at least 1"):
+    with pytest.raises(UserError, match="--seeds must be from 1"):
         read_flags(make_parser(""), 5, 2, {})
 
 

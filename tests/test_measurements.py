@@ -220,6 +220,7 @@ def test_the_record_of_training(tmp_path):
         read_log(tmp_path)
     write_log(tmp_path, val_loss=[])
     assert read_log(tmp_path) == {}
-    (tmp_path / "training_samples.jsonl").write_text("{")
-    with pytest.raises(UserError, match="training_samples.jsonl"):
-        read_samples(tmp_path)
+    for text in ("{", "[" * 100_000):
+        (tmp_path / "training_samples.jsonl").write_text(text)
+        with pytest.raises(UserError, match="training_samples.jsonl"):
+            read_samples(tmp_path)

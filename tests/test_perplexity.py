@@ -32,6 +32,14 @@ def test_the_perplexity_of_a_uniform_model_is_the_size_of_its_vocabulary(tokeniz
     assert sizes == (len(ids), len(TEXT), len(TEXT.encode()))
 
 
+def test_a_model_that_learned_nonsense_has_a_perplexity_too(tokenizer):
+    size = tokenizer.get_vocab_size()
+    table = torch.zeros(size, size)
+    table[:, 3] = 1e6
+    result = evaluate_text(Scorer(TableModel(table), tokenizer), [5, 7], "аб", np.array([1, 2]))
+    assert 1e300 < result["bits"]["model"]["perplexity"] < math.inf
+
+
 def test_loss_by_position(tokenizer):
     size = tokenizer.get_vocab_size()
     model = TableModel(torch.zeros(size, size), max_seq_len=2)
