@@ -52,6 +52,7 @@ def numpy_step(model: LLM) -> Callable[[Tensor, Cache], Tensor]:
     cos, sin = model.cos.numpy(), model.sin.numpy()
     H, d = model.num_heads, model.d_model // model.num_heads
 
+    @np.errstate(over="ignore", invalid="ignore")  # where numbers overflow, sampling ends with an error
     def step(input_ids: Tensor, cache: Cache) -> Tensor:
         B, T = input_ids.shape
         start, S = cache.length, cache.length + T
