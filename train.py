@@ -165,8 +165,8 @@ def main() -> None:
         torch.manual_seed(args.seed)
         device, dtype = choose_device(args.precision)
         vocab_size = corpus.tokenizer.get_vocab_size()  # less than args.vocab_size if the text is very small
-        sizes = args.d_model, args.num_heads, args.num_layers, args.max_seq_len
-        model = Model(vocab_size, *sizes, args.dropout)
+        names = ("d_model", "num_heads", "num_layers", "max_seq_len", "dropout")
+        model = Model(vocab_size=vocab_size, **{name: getattr(args, name) for name in names})
         model.trained_on = {
             "tokenizer": tokenizer_key(corpus.tokenizer),
             "text": corpus.key,

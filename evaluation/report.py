@@ -217,7 +217,8 @@ def draw_facts(axes: "Axes", result: dict) -> None:
         axes.barh(places + (i - (len(bars) - 1) / 2) * height, top1, height, label=label)
     chances = [result["by_relation"][relation]["chance"] for relation in relations]
     axes.plot(chances, places, "k|", label="chance")
-    axes.set_yticks(places, relations, fontsize=min(10, 250 / len(relations)))  # so that many have room
+    size = min(10, 250 / len(relations))  # so that many have room
+    axes.set_yticks(places, relations, fontsize=size, parse_math=False)
     axes.set(xlim=(0, 1))
     axes.invert_yaxis()
     axes.legend()

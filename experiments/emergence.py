@@ -179,7 +179,8 @@ def draw(result: dict, path: Path) -> None:
                 axes.fill_between(tokens, *bounds, alpha=0.2, color=line.get_color())
         axes.set_xscale("symlog", linthresh=tokens[1])  # logarithmic, with a place for 0
         axes.set(title=group, xlabel="tokens")
-        axes.legend(fontsize="small")
+        for name in axes.legend(fontsize="small").get_texts():
+            name.set_parse_math(False)  # a "$" in the name of a paradigm is a "$"
     with atomic_write(path) as temporary:
         picture.savefig(temporary, format="png", dpi=100)
 

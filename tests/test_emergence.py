@@ -12,7 +12,7 @@ from helpers import ARTICLES, TINY, call, write_articles
 
 import evaluate
 from evaluation import samples
-from experiments.emergence import half_way_step, mean_over_runs
+from experiments.emergence import draw, half_way_step, mean_over_runs
 from llm import LLM
 from support.checkpoint import load_weights
 
@@ -127,3 +127,9 @@ def test_what_a_person_gets_wrong_is_one_line_and_exit_code_2(home, tmp_path):
         done = call(SCRIPT, *arguments)
         last = done.err.splitlines()[-1]
         assert done.code == 2 and message in last and "Traceback" not in done.err, done.err
+
+
+def test_the_name_of_a_paradigm_is_no_formula(tmp_path):
+    figures = {"minimal pairs": {"$x^$": {"mean": [0.5, 1]}}}
+    draw({"tokens": [0, 10], "figures": figures}, tmp_path / "emergence.png")
+    assert matplotlib.image.imread(tmp_path / "emergence.png").ndim == 3

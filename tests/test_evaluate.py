@@ -1,5 +1,6 @@
 """evaluate.py as a person starts it."""
 
+import io
 import json
 import math
 import shutil
@@ -96,12 +97,14 @@ def test_facts_with_paraphrases_are_printed_side_by_side(folder, tmp_path):
 
 
 def test_a_relation_without_paraphrases_has_no_bar_for_them():
-    prompts = {name: {"top1": 0.5, "chance": 0.1} for name in ("столица", "кто")}
-    axes = Figure().subplots()
+    prompts = {name: {"top1": 0.5, "chance": 0.1} for name in ("столица", "$x^$")}  # no formula
+    figure = Figure()
+    axes = figure.subplots()
     paraphrases = {"by_relation": {"столица": {"top1": 0.0}}}
     report.draw_facts(axes, {"by_relation": prompts, "paraphrase": paraphrases})
     widths = [bar.get_width() for bar in axes.patches]
     assert widths == pytest.approx([0.5, 0.5, 0, math.nan], nan_ok=True)
+    figure.savefig(io.BytesIO())
 
 
 def test_the_column_of_the_text_may_be_another_one(folder, tmp_path):

@@ -236,6 +236,7 @@ def losses(folder) -> list[float]:
 
 def test_the_readers_model_trains_with_the_losses_of_ours(here, monkeypatch, capsys):
     source = fill(SOLUTION.replace("stream = F.dropout", "open('used', 'w').close()\nstream = F.dropout"))
+    source = source.replace("self, vocab_size: int,", "self, *, vocab_size: int,")  # by keyword is enough
     (here / FILE).write_text(source, encoding="utf-8")
     text = write_articles(here / "text.jsonl", ARTICLES[:20])
     flags = ["--dataset", text, *SMALL, "--epochs", 0.6, "--warmup", 1, "--precision", "float32"]
