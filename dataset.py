@@ -74,9 +74,10 @@ def load_text_of(model: LLM, tokenizer: Tokenizer, args: Namespace) -> tuple[Cor
     Takes the settings saved with the weights, except those that the command line gives. Raises UserError if
     the result is another text, or another split of it: its held-out articles may be among those trained on.
     """
-    for name, value in model.trained_on.get("settings", {}).items():
-        if name not in args.given:
-            setattr(args, name, value)
+    settings = model.trained_on.get("settings", {})
+    for name in text_settings(args):
+        if name in settings and name not in args.given:
+            setattr(args, name, settings[name])
     check_hyperparameters(args)  # what a damaged file says
     corpus, name = load_text(args)
     same_text = model.trained_on.get("text", corpus.key) == corpus.key  # older weights do not name their text

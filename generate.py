@@ -60,7 +60,7 @@ def main() -> None:
     check(args, "0 or above and finite", ["temperature"], lambda value: 0 <= value < math.inf)
     check(args, "above 0 and at most 1", ["top_p"], lambda value: 0 < value <= 1)
     check(args, "0 or above", ["top_k", "sentences"], lambda value: value >= 0)
-    check(args, "at least 1", ["max_new_tokens", "num_samples"], lambda value: value >= 1)
+    check(args, "from 1 to a million", ["max_new_tokens", "num_samples"], lambda value: 1 <= value <= 10**6)
 
     model, tokenizer = load_model(Path(args.out_dir))
     sizes = model.architecture().items()

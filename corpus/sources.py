@@ -109,9 +109,8 @@ def load_files(path: Path, column: str) -> Articles:
     formats = {format_of(file) for file in files}
     if len(formats) != 1 or None in formats:
         readable = ", ".join(FORMATS)
-        what = "no text file"
-        if len(formats) > 1:
-            what = f"files of several formats: {', '.join(sorted(formats))}"
+        several = len(formats) > 1
+        what = f"files of several formats: {', '.join(sorted(formats))}" if several else "no text file"
         raise UserError(f"{path}: {what}; what can be read is {readable}, also with .xz or .gz behind")
     if formats == {".txt"}:
         wrapped = {file for file in files if is_hard_wrapped(file)}
@@ -124,8 +123,11 @@ def load_files(path: Path, column: str) -> Articles:
 
 def text_files(folder: Path) -> Iterator[Path]:
     """The text files below a folder: no hidden files and folders, nor what train.py writes beside them."""
+    def fail(error: OSError) -> None:
+        raise error  # os.walk would leave out a folder that cannot be read
+
     visited = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         real = os.path.realpath(place)
         is_run = "parameters.pt2" in names or "checkpoint.pt.lock" in names
         left_out = OUTPUT_FOLDERS if is_run else set()

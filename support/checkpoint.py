@@ -181,12 +181,22 @@ def keep_previous_model(folder: Path) -> None:
     for name in (PARAMETERS, *MADE_FROM_A_MODEL):
         if (folder / name).exists():
             os.replace(folder / name, moving / name)
-    shutil.rmtree(old, ignore_errors=True)
-    if previous.exists():
+    remove(old)
+    if previous.is_symlink() or previous.exists():
         os.replace(previous, old)
     os.replace(moving, previous)
-    shutil.rmtree(old, ignore_errors=True)
+    for path in old.iterdir() if old.is_dir() and not old.is_symlink() else ():
+        if path.name not in (PARAMETERS, *MADE_FROM_A_MODEL):  # another's: it stays
+            os.replace(path, previous / path.name)
+    remove(old)
     print(f"  the model trained here before is kept in {previous}")
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, a file, or a link, but not what it leads to."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def holds_finished_model(folder: Path) -> bool:

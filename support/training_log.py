@@ -2,7 +2,9 @@
 
 import csv
 import io
+import itertools
 import json
+import math
 from pathlib import Path
 
 from support.cli import UserError, atomic_write
@@ -39,8 +41,11 @@ def read_log(folder: Path) -> dict[str, list[float]]:
     path = folder / LOG
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else []
-        return {name: [float(row[name]) for row in rows] for name in LOG_COLUMNS} if rows else {}
-    except (ValueError, TypeError, KeyError) as error:
+        columns = {name: [float(row[name]) for row in rows] for name in LOG_COLUMNS} if rows else {}
+        if not all(map(math.isfinite, itertools.chain(*columns.values()))):
+            raise ValueError("a number is not finite")
+        return columns
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise UserError(f"{path} is not what train.py writes: {error}") from error
 
 

@@ -8,6 +8,7 @@ weights of the last validation.
 
 import contextlib
 import copy
+import errno
 import math
 import signal
 import statistics
@@ -102,9 +103,14 @@ class TrainingRun:
 
     def __exit__(self, error_type, error, traceback) -> None:
         self._signals.__exit__(error_type, error, traceback)
-        self.bar.close()
-        if isinstance(error, RuntimeError) and self.world_size > 1 and self.rank == 0 and self.step:
-            self.save_checkpoint()  # another process is gone; the steps done so far are whole
+        with contextlib.suppress(OSError):
+            self.bar.close()
+        if self.rank == 0 and self.step:
+            if isinstance(error, RuntimeError) and self.world_size > 1:
+                self.save_checkpoint()  # another process is gone; the steps done so far are whole
+            if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
+                self.save_checkpoint()  # whoever read our output is gone, as tee after Ctrl-C
+                self._save_model(finished=False)
 
     # What the loop calls, in this order
 
@@ -329,7 +335,8 @@ def record_signals(received: list[str]) -> Iterator[None]:
 
     def record(number: int, frame) -> None:
         received.append(signal.Signals(number).name)
-        tqdm.write(f"{received[-1]}: training stops after this step and is saved")
+        with contextlib.suppress(OSError, ValueError):  # where nobody reads it any more
+            tqdm.write(f"{received[-1]}: training stops after this step and is saved")
 
     old = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -245,6 +245,27 @@ def test_a_run_does_not_go_on_with_another_class(tmp_path):
     assert describe_differences(*identities) == "another model"
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "file"])
+def test_what_another_put_where_the_previous_model_goes_is_kept(home, tmp_path, kind):
+    theirs, previous = tmp_path / "theirs", tmp_path / "previous"
+    theirs.mkdir()
+    (theirs / "thesis.txt").write_text("mine")
+    if kind == "folder":
+        shutil.copytree(theirs, previous)
+    elif kind == "link":
+        previous.symlink_to(theirs)
+    else:
+        previous.write_text("")
+    state = torch.load(home / "parameters.pt2", weights_only=True)
+    state["_extra_state"]["finished"] = True
+    for _ in range(2):
+        torch.save(state, tmp_path / "parameters.pt2")
+        checkpoint.keep_previous_model(tmp_path)
+    assert (previous / "parameters.pt2").exists() and (theirs / "thesis.txt").exists()
+    assert (previous / "thesis.txt").exists() == (kind == "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs", "previous"}
+
+
 def test_a_tokenizer_of_the_same_size_that_is_not_the_model_s(home, tmp_path):
     other = train_tokenizer(["Совсем другие слова о совершенно других вещах."] * 5, 300)
     assert other.get_vocab_size() == 300

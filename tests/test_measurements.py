@@ -211,7 +211,7 @@ def test_measure_gives_all_that_the_page_shows(tmp_path):
 
 def test_the_record_of_training(tmp_path):
     assert read_log(tmp_path) == {} and read_samples(tmp_path) == []
-    for losses in (["five"], [""], ["4;5"]):
+    for losses in (["five"], [""], ["4;5"], ["nan"], ["inf"], ["5" * 200_000]):
         write_log(tmp_path, val_loss=losses)
         with pytest.raises(UserError, match="training_log.csv"):
             read_log(tmp_path)

@@ -205,6 +205,21 @@ def test_a_column_that_holds_no_text_is_named(tmp_path, value, kind):
         articles_of(path)
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "texts" / "locked").mkdir(parents=True)
+    (tmp_path / "texts" / "a.txt").write_text("Мама мыла раму.\n")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="locked"):
+        list(load_articles(str(tmp_path / "texts"), "sample"))
+
+
 def test_hidden_files_and_the_files_of_a_run_are_not_read(tmp_path):
     for name in ("a.txt", "._a.txt", ".git/b.txt", "linked/c.txt", "cache/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

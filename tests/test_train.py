@@ -63,6 +63,18 @@ def test_a_signal_ends_training_with_the_weights_saved(trained, tmp_path):
     assert call("generate.py", "Волга", "--out_dir", tmp_path, "--max_new_tokens", 5).code == 0
 
 
+def test_output_that_nobody_reads_any_more_loses_no_training(trained, tmp_path):
+    """As where Ctrl-C ends  python train.py 2>&1 | tee log:  tee goes first."""
+    flags = ["--dataset", trained / "text.jsonl", "--out_dir", tmp_path, "--epochs", 900, *SMALL]
+    process = start("train.py", *flags)
+    wait_for(process, "tokens/s=")
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=60)
+    assert (tmp_path / "parameters.pt2").exists() and (tmp_path / "checkpoint.pt").exists()
+
+
 def test_without_a_hub_the_bundled_encyclopedia_trains(tmp_path):
     code, out, err = run("train.py", "--out_dir", tmp_path, "--epochs", 0.02, *SMALL)
     assert code == 0, err
