@@ -211,14 +211,14 @@ def _encode_all(
 @contextlib.contextmanager
 def _interrupt_delayed() -> Iterator[None]:
     """Ctrl-C waits for the end of the block. A fork would lose it: Python ignores errors of fork hooks."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    received = []  # masking the signal would not do: the tokenizer has threads of its own, which take it
+    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+    if received and callable(handler):  # not if Ctrl-C is ignored
+        handler(signal.SIGINT, None)
 
 
 def _batches(articles: Iterable[str]) -> Iterator[list[str]]:
