@@ -52,7 +52,7 @@ def main() -> None:
     flag = parser.add_argument_group("generation").add_argument
     flag("--temperature", type=float, default=0.8, help="1: as the model predicts; 0: the likeliest [0.8]")
     flag("--top_k", type=int, default=50, help="draw from the k likeliest tokens; 0: from all [50]")
-    flag("--top_p", type=float, default=1.0, help="draw from the likeliest, together this probable [1.0]")
+    flag("--top_p", type=float, default=1.0, help="draw from the likeliest that reach this probability [1.0]")
     flag("--max_new_tokens", type=int, default=200, help="length of a continuation at most [200]")
     flag("--num_samples", type=int, default=1, help="how many continuations, computed together [1]")
     flag("--sentences", type=int, default=0, help="stop after this many sentences; 0: do not [0]")

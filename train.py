@@ -45,7 +45,8 @@ def make_optimizer(model: LLM, epochs: float, steps: int, args: Namespace) -> to
     others = [parameter for parameter in model.parameters() if parameter is not model.embedding.weight]
     embedding = {"params": [model.embedding.weight], "rate_factor": args.embedding_rate}
     rest = {"params": others, "rate_factor": 1.0}
-    # The shares of a weight that the steps take away add up to this at the peak rate; to less below 100 steps
+    # The steps of a run together take away this share of a weight, if the rate is always at its peak; those
+    # of a run of less than 100 steps take less
     in_all = args.weight_decay * epochs**0.5
     for group in (embedding, rest):  # the embedding decays as slowly as the rest
         group["weight_decay"] = in_all / (args.learning_rate * max(100, steps)) / group["rate_factor"]

@@ -115,7 +115,7 @@ def measure_all(
 
 
 def cell(figure: str, values: list[float]) -> str:
-    """The mean over the seeds with its 95% interval. A difference says if that contains 0: none is shown."""
+    """The mean over the seeds with its 95% interval. A difference whose interval contains 0 says so."""
     # Never for one seed, whose interval is nan
     contains_0 = figure == "difference" and abs(np.mean(values)) <= half_interval(values)
     return shown(values, FORMS[figure]) + (" contains 0" if contains_0 else "")

@@ -1,1 +1,1 @@
-"""How a trained model works: traces, measurements, attention maps, the page, patching, probes, steering."""
+"""How a model works: activations, measurements, attention maps, the page, patching, probes, steering."""

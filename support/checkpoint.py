@@ -141,7 +141,7 @@ def state_on_cpu(model: LLM) -> dict:
 
 
 def save_model(model: LLM, corpus: Corpus, folder: Path, finished: bool) -> None:
-    """Write the weights, marked as of a finished run or not, and the tokenizer that belongs to them."""
+    """Write the weights, with whether the run has finished, and the tokenizer that belongs to them."""
     model.trained_on["finished"] = finished
     with atomic_write(folder / TOKENIZER) as temporary:  # renamed last, if the weights could be written
         temporary.write_text(corpus.tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -149,9 +149,9 @@ def save_model(model: LLM, corpus: Corpus, folder: Path, finished: bool) -> None
 
 
 def snapshot_steps(steps: int, count: int) -> set[int]:
-    """The `count` steps, 0 among them and the last not, at which weights are kept: even in log(step + 1).
+    """The steps at which weights are kept: `count` of them, evenly spaced in log(step + 1).
 
-    Fewer if some are the same: the first lie close together.
+    Step 0 is one of them, the last step is not. The first lie close together; some may be the same one.
     """
     return {round((steps + 1) ** (i / count)) - 1 for i in range(count)} - {steps}
 
@@ -181,13 +181,14 @@ def keep_previous_model(folder: Path) -> None:
     for name in (PARAMETERS, *MADE_FROM_A_MODEL):
         if (folder / name).exists():
             os.replace(folder / name, moving / name)
+    if previous.is_dir() and not previous.is_symlink():
+        for path in previous.iterdir():
+            if path.name not in (PARAMETERS, *MADE_FROM_A_MODEL):  # the person's own: it stays in previous/
+                os.replace(path, moving / path.name)
     remove(old)
     if previous.is_symlink() or previous.exists():
         os.replace(previous, old)
     os.replace(moving, previous)
-    for path in old.iterdir() if old.is_dir() and not old.is_symlink() else ():
-        if path.name not in (PARAMETERS, *MADE_FROM_A_MODEL):  # another's: it stays
-            os.replace(path, previous / path.name)
     remove(old)
     print(f"  the model trained here before is kept in {previous}")
 
@@ -196,13 +197,15 @@ def remove(path: Path) -> None:
     """Remove a folder with all that is in it, a file, or a link, but not what it leads to."""
     if path.is_symlink() or path.is_file():
         path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def holds_finished_model(folder: Path) -> bool:
-    """Whether parameters.pt2 is of a run that ended. Older files do not say: beside a checkpoint, no.
+    """Whether parameters.pt2 is of a run that ended.
 
-    What cannot be read counts as finished, so that it is kept.
+    Older files do not say; beside a checkpoint they count as unfinished. What cannot be read counts as
+    finished, so that it is kept.
     """
     if not (folder / PARAMETERS).exists():
         return False

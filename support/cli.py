@@ -29,7 +29,7 @@ MAX_SEQ_LEN = 2**17  # the longest window; one that a damaged file asks for coul
 
 
 class UserError(Exception):
-    """An error that the person can mend: its text, which run_script() prints as one line, says how."""
+    """An error that the person can mend. run_script() prints its text, which says how, as one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -158,11 +158,11 @@ def one_line(error: Exception) -> str | None:
             "not enough memory: train with a smaller --batch_size, --max_seq_len or --d_model, "
             "or generate fewer --num_samples"
         )
-    if "home directory" in text:  # Path.expanduser()
-        return "a path begins with ~ and a name that no user of this machine has"
-    if "probability tensor" in text:  # torch.multinomial()
-        return "the model computes numbers that are not finite: train it with a smaller --learning_rate"
     if isinstance(error, RuntimeError):
+        if "home directory" in text:  # Path.expanduser()
+            return "a path begins with ~ and a name that no user of this machine has"
+        if "probability tensor" in text:  # torch.multinomial()
+            return "the model computes numbers that are not finite: train it with a smaller --learning_rate"
         return None
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename or 'a file of this run'}"

@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
     libc.free(block)
 
 
-COMPILE_FROM = 180.0  # seconds of uncompiled training to come: compiling takes up to 60, and saves 20 to 60%
+COMPILE_FROM = 180.0  # seconds left uncompiled: compiling takes up to 60 of them, then saves 20 to 60%
 TIMED_CALLS = range(3, 8)  # the calls that are timed to estimate this; the first two set things up
 
 

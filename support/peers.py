@@ -28,7 +28,7 @@ from support.device import choose_device, keep_freed_memory
 
 
 class GenerationPeer(NamedTuple):
-    """generate(ids, count) continues each row of ids (B, T) by its likeliest tokens, or as costly ones."""
+    """generate(ids, count) continues each row of ids (B, T) by its likeliest tokens, or at the same cost."""
 
     name: str
     generate: Callable[[Tensor, int], object]

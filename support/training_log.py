@@ -1,4 +1,4 @@
-"""The log of a run: training_log.csv, a row a validation; training_samples.jsonl, what the model wrote."""
+"""training_log.csv, a row for each validation, and training_samples.jsonl, what the model wrote."""
 
 import csv
 import io

@@ -43,7 +43,7 @@ from support.distributed import all_reduce_mean, broadcast_from_rank_zero
 from support.training_log import log_text, samples_text, write_log
 
 CHECK_EVERY = 10  # steps; to read a loss from the device, or to ask the other processes, is to wait for them
-ESTIMATE_AT = 3 * CHECK_EVERY  # after so many steps, in a resumed run anew, print how long the rest takes
+ESTIMATE_AT = 3 * CHECK_EVERY  # steps after the start, or after resuming, when the time left is printed
 MOST_SAMPLES = 40  # lines of training_samples.jsonl, about
 
 
@@ -80,7 +80,7 @@ class TrainingRun:
         self._resume()
         self.clock = self.saved_at = time.monotonic()
         self.timed_at = self.step, self.clock
-        self.step_seconds: deque[float] = deque(maxlen=5)  # of a step, in the last CHECK_EVERY steps each
+        self.step_seconds: deque[float] = deque(maxlen=5)  # a step's mean, in each of the last five intervals
         self.estimate_at = self.step + ESTIMATE_AT
 
     def _resume(self) -> None:
@@ -109,7 +109,7 @@ class TrainingRun:
             if isinstance(error, RuntimeError) and self.world_size > 1:
                 self.save_checkpoint()  # another process is gone; the steps done so far are whole
             if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO):
-                self.save_checkpoint()  # whoever read our output is gone, as tee after Ctrl-C
+                self.save_checkpoint()  # our output has no reader any more: Ctrl-C ends tee first
                 self._save_model(finished=False)
 
     # What the loop calls, in this order
@@ -335,7 +335,7 @@ def record_signals(received: list[str]) -> Iterator[None]:
 
     def record(number: int, frame) -> None:
         received.append(signal.Signals(number).name)
-        with contextlib.suppress(OSError, ValueError):  # where nobody reads it any more
+        with contextlib.suppress(OSError, ValueError):  # if nobody reads it any more
             tqdm.write(f"{received[-1]}: training stops after this step and is saved")
 
     old = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
